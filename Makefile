@@ -1,0 +1,48 @@
+# The front door. Needs Python 3.11 or newer, and nothing else: servers come from wheels.
+PYTHON ?= python3
+VENV ?= .venv
+# A release series of Django to test with, as in `make test DJANGO=5.2`; the newest that fits unless named.
+DJANGO ?=
+ARGS ?=
+
+PY := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test lint format types docs bench clean
+.DEFAULT_GOAL := test
+
+demo: $(INSTALLED)  ## the shop, its workers and the relay; ARGS=--exit ends by itself
+	$(PY) -m example.demo $(ARGS)
+
+test: $(INSTALLED)  ## all tests; ARGS goes to pytest
+	$(PY) -m pytest $(ARGS)
+
+lint: $(INSTALLED)  ## style and the contracts between modules
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(VENV)/bin/lint-imports
+
+format: $(INSTALLED)  ## what lint can put right by itself
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+types: $(INSTALLED)
+	$(PY) -m mypy
+
+docs: $(INSTALLED)  ## links and paths of the documentation
+	$(PY) -m pytest tests/docs $(ARGS)
+
+bench: $(INSTALLED)
+	$(PY) -m tests.benchmarks $(ARGS)
+
+clean:
+	rm -rf $(VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(INSTALLED): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "$(PYTHON) is missing or older than Python 3.11; name another: make PYTHON=python3.13"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --upgrade 'pip>=25.1'  # the first to know dependency groups
+	$(PY) -m pip install --quiet --editable '.[redis,rabbitmq]' --group dev $(if $(DJANGO),'Django==$(DJANGO).*')
+	@touch $@
