@@ -1,0 +1,171 @@
+"""What all conditions can do: combine, bind to models, and wrap a receiver."""
+
+from __future__ import annotations
+
+import inspect
+import weakref
+from collections.abc import Callable, Iterable
+from functools import reduce, wraps
+from operator import and_
+from types import MethodType
+from typing import Any, TypeVar, cast
+
+from asgiref.sync import iscoroutinefunction
+from django.db.models import Model
+
+# A model, or "app.Model" for one that may not be loaded yet.
+ModelRef = type[Model] | str
+Receiver = TypeVar("Receiver", bound=Callable[..., Any])
+
+# By identity: an attribute would be copied along by every decorator that uses functools.wraps.
+_conditions: weakref.WeakKeyDictionary[Callable[..., Any], Condition] = weakref.WeakKeyDictionary()
+
+
+class Condition:
+    """Decide at send time whether a receiver runs."""
+
+    def allows(self, sender: Any, **kwargs: Any) -> bool:
+        """Return whether the receiver runs for this send."""
+        raise NotImplementedError
+
+    def extra(self, sender: Any, **kwargs: Any) -> dict[str, Any]:
+        """Return arguments that the receiver gets on top, such as `changes`."""
+        return {}
+
+    def models(self) -> tuple[ModelRef, ...] | None:
+        """Return the only models that this condition can allow, or None for any."""
+        return None
+
+    def bind(self, sender: Any = None) -> None:
+        """Prepare for the sends of a model, or of all models that the condition can allow.
+
+        Call it before instances are loaded: old values are kept from then on.
+
+        Raises:
+            RegistrationError: if the condition names a field that the model lacks.
+        """
+        named = isinstance(sender, str) or (isinstance(sender, type) and issubclass(sender, Model))
+        self.track((sender,) if named else self.models())
+
+    def track(self, models: tuple[ModelRef, ...] | None) -> None:
+        """Keep the old values that the condition compares with; None stands for every model that fits."""
+
+    def __and__(self, other: Condition) -> Condition:
+        return _All(self, other)
+
+    def __or__(self, other: Condition) -> Condition:
+        return _Any(self, other)
+
+    def __invert__(self) -> Condition:
+        return _Not(self)
+
+    def __call__(self, receiver: Receiver) -> Receiver:
+        """Return a receiver that runs only when the condition allows."""
+        self.bind()
+        if not isinstance(receiver, MethodType):
+            return cast(Receiver, _conditional(self, receiver))
+        function = _conditional(self, receiver.__func__)
+        # A weak connection to a bound method holds neither part; the instance is to hold the wrapper.
+        weakref.finalize(receiver.__self__, _release, function).atexit = False
+        return cast(Receiver, MethodType(function, receiver.__self__))
+
+
+class _Combined(Condition):
+    def __init__(self, *parts: Condition) -> None:
+        self.parts = parts
+
+    def extra(self, sender: Any, **kwargs: Any) -> dict[str, Any]:
+        found = (part.extra(sender, **kwargs) for part in self.parts)  # noqa: S610 - no QuerySet
+        return reduce(_merge, found)
+
+    def track(self, models: tuple[ModelRef, ...] | None) -> None:
+        for part in self.parts:
+            part.track(models)
+
+
+class _All(_Combined):
+    def allows(self, sender: Any, **kwargs: Any) -> bool:
+        return all(part.allows(sender, **kwargs) for part in self.parts)
+
+    def models(self) -> tuple[ModelRef, ...] | None:
+        return next((models for part in self.parts if (models := part.models()) is not None), None)
+
+
+class _Any(_Combined):
+    def allows(self, sender: Any, **kwargs: Any) -> bool:
+        return any(part.allows(sender, **kwargs) for part in self.parts)
+
+    def models(self) -> tuple[ModelRef, ...] | None:
+        found = [part.models() for part in self.parts]
+        known = [models for models in found if models is not None]
+        return tuple(model for models in known for model in models) if len(known) == len(found) else None
+
+
+class _Not(_Combined):
+    def allows(self, sender: Any, **kwargs: Any) -> bool:
+        return not self.parts[0].allows(sender, **kwargs)
+
+
+def split_condition(receiver: Callable[..., Any]) -> tuple[Callable[..., Any], Condition | None]:
+    """Return a receiver without its condition decorators, and the condition that they make together."""
+    found: list[Condition] = []
+    while receiver in _conditions:
+        found.append(_conditions[receiver])
+        receiver = cast(Any, receiver).__wrapped__
+    return receiver, reduce(and_, found) if found else None
+
+
+def accepted(function: Callable[..., Any]) -> frozenset[str] | None:
+    """Return the names that a function takes as keyword arguments, or None if it takes any."""
+    parameters = inspect.signature(function).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return None
+    return frozenset(parameter.name for parameter in parameters)
+
+
+def _conditional(condition: Condition, receiver: Callable[..., Any]) -> Callable[..., Any]:
+    names = accepted(receiver)
+
+    def decide(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any] | None:
+        # Signals give the sender by keyword; whoever calls the receiver directly may not.
+        rest = kwargs if "sender" in kwargs else {"sender": args[-1], **kwargs}
+        if not condition.allows(**rest):
+            return None
+        return _merge(kwargs, _only(names, condition.extra(**rest)))
+
+    if iscoroutinefunction(receiver):
+
+        @wraps(receiver)
+        async def wrapper(*args: Any, **kwargs: Any) -> Any:
+            arguments = decide(args, kwargs)
+            return None if arguments is None else await receiver(*args, **arguments)
+    else:
+
+        @wraps(receiver)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            arguments = decide(args, kwargs)
+            return None if arguments is None else receiver(*args, **arguments)
+
+    _conditions[wrapper] = condition
+    return wrapper
+
+
+def _only(names: frozenset[str] | None, arguments: dict[str, Any]) -> dict[str, Any]:
+    return arguments if names is None else {name: arguments[name] for name in names & arguments.keys()}
+
+
+def _merge(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """Unite two sets of arguments, and the changes that both may have found."""
+    merged = {**first, **second}
+    if "changes" in first and "changes" in second:
+        merged["changes"] = {**first["changes"], **second["changes"]}
+    return merged
+
+
+def _release(*held: Any) -> None:
+    """Do nothing: being an argument of this call has kept the objects alive."""
+
+
+def sole_names(names: Iterable[str]) -> tuple[str, ...]:
+    """Return names without repetition, in their order."""
+    return tuple(dict.fromkeys(names))

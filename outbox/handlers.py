@@ -1,0 +1,39 @@
+"""The handlers that come with the outbox."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.dispatch import Signal
+
+from .collectors import unpublished
+from .contexts import current_event
+from .errors import InvalidPayload
+from .receivers import receiver
+from .signals import BACKGROUND_HANDLER
+
+
+# It hears no signal: `send_background()` addresses it by name.
+@receiver((), name=BACKGROUND_HANDLER)
+def call_ordinary_receivers(signal: Signal | None, sender: Any, **named: Any) -> None:
+    """Send a signal to its ordinary receivers.
+
+    Raises:
+        ExceptionGroup: of what the receivers raised.
+        InvalidPayload: if no module holds the signal any more.
+    """
+    if signal is None:
+        event = current_event()
+        held = event and event.payload["signal"]
+        raise InvalidPayload("signal", f"{held!r} is not a signal here; was it moved or renamed?")
+    with unpublished(signal, sender, named):
+        responses = signal.send_robust(sender, **named)
+    errors = [_noted(called, error) for called, error in responses if isinstance(error, Exception)]
+    if errors:
+        raise ExceptionGroup(f"{len(errors)} of {len(responses)} receivers failed", errors)
+
+
+def _noted(called: Any, error: Exception) -> Exception:
+    name = getattr(called, "__qualname__", type(called).__qualname__)
+    error.add_note(f"Raised by the receiver {getattr(called, '__module__', '?')}.{name}")
+    return error

@@ -1,0 +1,175 @@
+"""The Dramatiq middleware: the worker's side of a delivery."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import ExitStack
+from contextvars import ContextVar
+from datetime import timedelta
+from typing import Any
+
+from django.db import Error
+from dramatiq import Broker, Message, Middleware, Worker
+from dramatiq.broker import MessageProxy
+from dramatiq.middleware import Retries, SkipMessage
+
+from .conf import get_settings
+from .confirmations import confirmations
+from .contexts import handling
+from .crashes import crashes
+from .models import Delivery
+from .outcomes import Outcome
+from .registry import registry
+from .runs import Run, current_run, describe
+
+logger = logging.getLogger(__name__)
+
+# A message for a handler that this worker does not know yet (it is older than the relay) goes back.
+UNKNOWN_ACTOR_DELAY = timedelta(seconds=30)
+LOST_RETRY_DELAY = timedelta(seconds=15)
+
+# A message that a worker may have died of waits this long for another one, before it is sent again.
+SUSPECT_DELAY = timedelta(seconds=5)
+
+_stack: ContextVar[ExitStack | None] = ContextVar("outbox_stack", default=None)
+
+
+class OutboxMiddleware(Middleware):
+    """Restores an event's context, and reports what became of each delivery.
+
+    It stands first among the middleware, so that its after-hooks run last, when `Retries` has decided.
+    """
+
+    # The publishers need not build a message for the sake of our own enqueue hook: it only looks for
+    # retries, which workers enqueue.
+    ignores_relay = True
+
+    def before_process_message(self, broker: Broker, message: MessageProxy) -> None:
+        """Make the message's event and context current."""
+        try:
+            run = Run.from_message(message)
+        except (KeyError, IndexError, TypeError, ValueError):
+            logger.exception("message %s carries malformed outbox options", message.message_id)
+            return
+        if run is None:
+            return
+        handler = registry.handlers.get(run.handler)
+        if handler is not None and handler.ordered:
+            run.lane = run.event.key
+        # Only copies that the relay or RabbitMQ sent again, and what a worker died of, are looked up: the
+        # normal way pays no query.
+        stack = ExitStack()
+        if run.redelivered or getattr(message, "redelivered", False) or crashes.suspects(run):
+            self._look_up(run, stack)
+        stack.enter_context(crashes.noting(run))
+        token = current_run.set(run)
+        stack.callback(current_run.reset, token)
+        if not run.batched:
+            stack.enter_context(handling(run.event))
+        _stack.set(stack)
+
+    def after_enqueue(self, broker: Broker, message: Message[Any], delay: int | None) -> None:
+        """Notice that the running message has been enqueued again, for a retry."""
+        run = current_run.get()
+        if run is not None and message.message_id == run.message_id:
+            run.retry_delay_ms = delay or 0
+
+    def after_process_message(
+        self,
+        broker: Broker,
+        message: MessageProxy,
+        *,
+        result: Any = None,
+        exception: BaseException | None = None,
+    ) -> None:
+        """Report success, retry or failure."""
+        run = self._leave()
+        if run is None:
+            return
+        if run.split:
+            confirmations.add(*Outcome.returned(run, run.split))
+        elif exception is None:
+            confirmations.add(*Outcome.succeeded(run))
+        elif run.retry_delay_ms is not None:
+            delay = timedelta(milliseconds=run.retry_delay_ms)
+            confirmations.add(*Outcome.retried(run, describe(exception), delay))
+        elif message.failed or not _retries(broker):
+            confirmations.add(*Outcome.failed(run, describe(exception)))
+        else:
+            # Neither given up nor enqueued again: the broker was away when a retry was due.
+            confirmations.add(*Outcome.returned(run, describe(exception), LOST_RETRY_DELAY))
+
+    def after_skip_message(self, broker: Broker, message: MessageProxy) -> None:
+        """Report a message that was not run: failed if a middleware said so, else discarded."""
+        run = self._leave()
+        if run is None or run.left:
+            return
+        if message.failed:
+            confirmations.add(*Outcome.failed(run, f"skipped: {message._exception}"))
+        else:
+            confirmations.add(*Outcome.discarded(run, "skipped by a middleware"))
+
+    def after_nack(self, broker: Broker, message: MessageProxy) -> None:
+        """Give back a delivery whose handler this worker does not know."""
+        if message.actor_name in broker.actors:
+            return
+        try:
+            run = Run.from_message(message)
+        except (KeyError, IndexError, TypeError, ValueError):
+            return
+        if run is not None:
+            reason = f"a worker does not know the handler {message.actor_name!r}; is it older than the relay?"
+            confirmations.add(*Outcome.returned(run, reason, UNKNOWN_ACTOR_DELAY))
+
+    def before_worker_boot(self, broker: Broker, worker: Worker) -> None:
+        """Look at what other workers died of, before anything runs."""
+        crashes.open()
+
+    def before_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
+        """Say that what is left undone from now on is no crash."""
+        crashes.close()
+
+    def after_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
+        """Flush what is buffered, once no thread runs any more."""
+        confirmations.close()
+
+    def _look_up(self, run: Run, stack: ExitStack) -> None:
+        """Look whether a copy of a message need run, and may run now.
+
+        Raises:
+            SkipMessage: if not.
+        """
+        try:
+            deliveries = Delivery.objects.using(run.database).filter(pk__in=run.deliveries)
+            rows = list(deliveries.only("status", "crashes"))
+        except Error:
+            logger.warning("could not look up delivery %s, so it runs", run.deliveries, exc_info=True)
+            return
+        limit = get_settings().max_crashes
+        if rows and not any(row.may_run(max_crashes=limit) for row in rows):
+            raise SkipMessage(
+                "another copy of a message whose delivery is settled, or that kills its workers"
+            )
+        if any(row.crashes for row in rows):
+            self._suspect(run, stack)
+
+    def _suspect(self, run: Run, stack: ExitStack) -> None:
+        """Let a run that a worker may have died of go on alone."""
+        if len(run.deliveries) > 1:
+            confirmations.add(*Outcome.returned(run, "a worker died while it ran the batch; one by one"))
+            raise SkipMessage("a batch that a worker died of, whose deliveries go one by one")
+        if not crashes.claim_solitude():
+            confirmations.add(*Outcome.returned(run, "waits to run without other suspects", SUSPECT_DELAY))
+            raise SkipMessage("another message that a worker may have died of runs now")
+        stack.callback(crashes.end_solitude)
+
+    def _leave(self) -> Run | None:
+        run, stack = current_run.get(), _stack.get()
+        if stack is not None:
+            _stack.set(None)
+            stack.close()
+        return run
+
+
+def _retries(broker: Broker) -> bool:
+    return any(isinstance(middleware, Retries) for middleware in broker.middleware)

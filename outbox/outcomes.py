@@ -1,0 +1,81 @@
+"""What became of one run of a delivery."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+from .models import Delivery, storable
+from .runs import Run
+
+_Status = Delivery.Status
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one run of a delivery.
+
+    Args:
+        status: the state to record; empty if that is done already.
+        verdict: the column of the statistics it counts in; empty for a message that did not run.
+        lane: the key by which the handler is ordered; empty if it is not.
+        wait: for a retry, until it is due; for a returned one, until it may be dispatched again.
+    """
+
+    delivery_id: int
+    database: str
+    handler: str
+    status: str
+    verdict: str
+    duration_s: float
+    error: str = ""
+    wait: timedelta = timedelta()
+    lane: str = ""
+
+    @classmethod
+    def succeeded(cls, run: Run) -> list[Outcome]:
+        """Say that the handler ran to its end."""
+        return cls._of(run, "" if run.settled else _Status.SUCCEEDED, "succeeded")
+
+    @classmethod
+    def retried(cls, run: Run, error: str, wait: timedelta) -> list[Outcome]:
+        """Say that the handler failed and Dramatiq has enqueued another try."""
+        return cls._of(run, _Status.DISPATCHED, "retried", error, wait)
+
+    @classmethod
+    def failed(cls, run: Run, error: str) -> list[Outcome]:
+        """Say that the handler failed for the last time."""
+        return cls._of(run, _Status.FAILED, "failed", error)
+
+    @classmethod
+    def discarded(cls, run: Run, reason: str) -> list[Outcome]:
+        """Say that there was nothing to do."""
+        return cls._of(run, _Status.DISCARDED, "", reason)
+
+    @classmethod
+    def returned(cls, run: Run, reason: str, wait: timedelta = timedelta()) -> list[Outcome]:
+        """Say that the message was not run to its end here, and its deliveries may be sent again."""
+        return cls._of(run, _Status.PENDING, "retried" if run.split else "", reason, wait)
+
+    @property
+    def is_final(self) -> bool:
+        """Return whether the delivery is not going to run again by itself."""
+        return self.status not in (_Status.PENDING, _Status.DISPATCHED)
+
+    @classmethod
+    def _of(
+        cls, run: Run, status: str, verdict: str, error: str = "", wait: timedelta = timedelta()
+    ) -> list[Outcome]:
+        # The statistics are per event, so those of a batch share its duration.
+        duration_s = run.duration_s / len(run.deliveries)
+
+        def outcome(delivery: int, status: str, verdict: str, error: str) -> Outcome:
+            text = storable(error)
+            return cls(
+                delivery, run.database, run.handler, str(status), verdict, duration_s, text, wait, run.lane
+            )
+
+        return [
+            *(outcome(one, status, verdict, error) for one in run.undecided),
+            *(outcome(one, _Status.DISCARDED, "", reason) for one, reason in run.discarded.items()),
+        ]

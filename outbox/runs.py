@@ -1,0 +1,98 @@
+"""One run of a handler in a worker: what the middleware, the actor and the confirmations share."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+from .events import ReceivedEvent
+
+
+@dataclass(slots=True)
+class Run:
+    """One message of the outbox, from before its handler runs until its outcome is known.
+
+    Args:
+        deliveries: the deliveries it carries, one unless the handler is batched.
+        events: their events, in the same order.
+        batched: whether the message carries a list.
+        lane: the key, if the handler is ordered.
+        redelivered: how often the relay has sent the delivery again.
+        retries: how often Dramatiq has.
+        retry_delay_ms: when Dramatiq has enqueued a retry, how long until it is due; None otherwise.
+        discarded: the reasons of deliveries that need not run.
+        split: the error of a batch whose deliveries are to go one by one; empty otherwise.
+        settled: success is recorded already, in the handler's own transaction.
+        left: another copy of the message has settled the delivery, so that this one has no outcome.
+    """
+
+    database: str
+    handler: str
+    message_id: str
+    deliveries: list[int]
+    events: list[ReceivedEvent]
+    batched: bool = False
+    lane: str = ""
+    redelivered: int = 0
+    retries: int = 0
+    duration_s: float = 0.0
+    retry_delay_ms: int | None = None
+    discarded: dict[int, str] = field(default_factory=dict)
+    split: str = ""
+    settled: bool = False
+    left: bool = False
+
+    @classmethod
+    def from_message(cls, message: Any) -> Run | None:
+        """Read the run from a message; None for one that the outbox did not send.
+
+        Raises:
+            KeyError, IndexError, TypeError, ValueError: if its options are malformed.
+        """
+        options = message.options.get("outbox")
+        if not isinstance(options, Mapping):
+            return None
+        batched = "deliveries" in options
+        envelopes = message.args[0] if batched else [options.get("event") or message.args[0]]
+        return cls(
+            database=options["database"],
+            handler=message.actor_name,
+            message_id=message.message_id,
+            deliveries=list(options["deliveries"]) if batched else [options["delivery"]],
+            events=[ReceivedEvent.from_message(envelope) for envelope in envelopes],
+            batched=batched,
+            redelivered=options.get("redelivered", 0),
+            retries=message.options.get("retries", 0),
+        )
+
+    @property
+    def event(self) -> ReceivedEvent:
+        """Return the event of a run that has one."""
+        return self.events[0]
+
+    @property
+    def undecided(self) -> list[int]:
+        """Return the deliveries that the outcome of the run decides."""
+        return [delivery for delivery in self.deliveries if delivery not in self.discarded]
+
+    @contextmanager
+    def timed(self) -> Generator[None]:
+        """Measure the run with the monotonic clock."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.duration_s = time.perf_counter() - started
+
+
+current_run: ContextVar[Run | None] = ContextVar("outbox_run", default=None)
+
+
+def describe(exception: BaseException) -> str:
+    """Return an error with its traceback, as it is kept on the delivery."""
+    return "".join(traceback.format_exception(exception))

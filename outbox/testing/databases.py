@@ -1,0 +1,33 @@
+"""Which databases a test may look into."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from django.db import connections
+from django.test.testcases import DatabaseOperationForbidden  # type: ignore[attr-defined]  # not in the stubs
+
+from outbox.conf import get_settings
+
+
+def databases_of_test(using: str | None = None) -> Sequence[str]:
+    """Return the served databases that the test may touch: it cannot have published to others.
+
+    Raises:
+        AssertionError: if it may touch none, as Django says it.
+    """
+    if using is not None:
+        return (using,)
+    served = get_settings().databases
+    allowed = [database for database in served if _is_allowed(database)]
+    if not allowed:
+        connections[served[0]].ensure_connection()
+    return allowed
+
+
+def _is_allowed(database: str) -> bool:
+    try:
+        connections[database].ensure_connection()
+    except DatabaseOperationForbidden:
+        return False
+    return True
