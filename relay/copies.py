@@ -1,0 +1,79 @@
+"""Copies of one delivery's message: each dispatch makes another, and names it so that it is known again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from hashlib import sha1
+from typing import NamedTuple
+from uuid import UUID
+
+from django.utils import timezone
+
+from .batches import OutgoingBatch
+from .messages import Outgoing, uuid_text
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class Overdue(NamedTuple):
+    """A delivery that was dispatched, and that no worker has confirmed in time.
+
+    Args:
+        queue: the queue to which its message went.
+        batched: it may have gone in a batch, or by itself.
+        retried: Dramatiq may have put another copy in the place of the one that the relay sent.
+    """
+
+    delivery_id: int
+    event_id: UUID
+    handler: str
+    dispatched_at_us: int
+    queue: str = ""
+    batched: bool = False
+    retried: bool = False
+
+
+@dataclass
+class Held:
+    """Deliveries whose message is with its broker, and those whose broker is away."""
+
+    there: set[int] = field(default_factory=set)
+    unknown: set[int] = field(default_factory=set)
+
+
+def copy_id(outgoing: Outgoing) -> str:
+    """Return the text of a UUID that no other dispatch of the same deliveries has."""
+    claimed = outgoing.claimed
+    if isinstance(outgoing, OutgoingBatch):
+        return _of_batch(claimed.handler, claimed.dispatched_at_us)
+    return _of_delivery(claimed.event_id, claimed.delivery_id, claimed.dispatched_at_us)
+
+
+def copy_ids(overdue: Overdue) -> list[str]:
+    """Return what `copy_id` may have returned when a delivery was dispatched."""
+    ids = [_of_delivery(overdue.event_id, overdue.delivery_id, overdue.dispatched_at_us)]
+    if overdue.batched:
+        ids.append(_of_batch(overdue.handler, overdue.dispatched_at_us))
+    return ids
+
+
+def microseconds(moment: datetime) -> int:
+    """Return a time as the database has it as microseconds since 1970."""
+    # Naive where USE_TZ is off.
+    aware = timezone.make_aware(moment) if timezone.is_naive(moment) else moment
+    return (aware - EPOCH) // timedelta(microseconds=1)
+
+
+def _of_delivery(event_id: UUID, delivery_id: int, dispatched_at_us: int) -> str:
+    return _uuid4(b"%b %d %d" % (event_id.bytes, delivery_id, dispatched_at_us))
+
+
+def _of_batch(handler: str, dispatched_at_us: int) -> str:
+    # The rows of a batch have nothing else in common: one statement claims no more than one batch.
+    return _uuid4(f"{handler} batch {dispatched_at_us}".encode())
+
+
+def _uuid4(name: bytes) -> str:
+    # RedisBroker's own are random, and somebody may tell by their form.
+    return uuid_text(sha1(name, usedforsecurity=False).digest()[:16], version=4)

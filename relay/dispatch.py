@@ -1,0 +1,231 @@
+"""Dispatch: claimed deliveries become Dramatiq messages, grouped by broker, and go out."""
+
+from __future__ import annotations
+
+import socket
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+import dramatiq
+
+from outbox.errors import BrokerUnavailable
+from outbox.lifecycle import delivery_failed, delivery_refused
+from outbox.models import Delivery
+from outbox.registry import Handler, registry
+
+from .backoff import delay_for
+from .batches import OutgoingBatch, rows_of
+from .copies import Held, Overdue
+from .messages import Claimed, Kind, Outgoing
+from .publishers import PartlySent, Publisher, publisher_for
+
+UNKNOWN_HANDLER_DELAY = timedelta(seconds=30)
+BROKER_AWAY_DELAY = timedelta(seconds=5)
+
+EVENT_MISSING = "the event of this delivery does not exist; its row was written or removed by hand"
+
+
+@dataclass
+class Outcome:
+    """What became of a batch: what went, and what must go back with its reason."""
+
+    sent: list[Claimed] = field(default_factory=list)
+    refused: list[tuple[Claimed, str]] = field(default_factory=list)
+    released: list[tuple[Claimed, str, timedelta]] = field(default_factory=list)
+    failed: list[tuple[Claimed, str]] = field(default_factory=list)
+    expired: list[Claimed] = field(default_factory=list)
+    paused: list[Claimed] = field(default_factory=list)
+
+
+class Dispatcher:
+    """Sends batches of one database's deliveries to the brokers of their handlers.
+
+    Attributes:
+        paused: names of handlers whose deliveries are held instead.
+    """
+
+    def __init__(self, *, database: str) -> None:
+        self.paused: frozenset[str] = frozenset()
+        self._database = database
+        self._publishers: dict[dramatiq.Broker, Publisher] = {}
+        self._away: dict[dramatiq.Broker, BrokerUnavailable] = {}
+
+    def probe(self) -> None:
+        """Look whether a broker can be reached, before anything is claimed.
+
+        Raises:
+            BrokerUnavailable: if none can.
+        """
+        self._away.clear()
+        brokers = self._brokers()
+        for broker in brokers:
+            try:
+                self._publisher(broker).probe()
+            except BrokerUnavailable as problem:
+                self._away[broker] = problem
+        if self._away and len(self._away) == len(brokers):
+            raise next(iter(self._away.values()))
+
+    def send(self, claimed: Iterable[Claimed], *, timeout_s: float) -> Outcome:
+        """Send a batch; a message that cannot be sent does not keep the others.
+
+        Raises:
+            BrokerUnavailable: if nothing of the batch is known to have gone.
+        """
+        outcome = Outcome()
+        groups: dict[dramatiq.Broker, list[Outgoing]] = defaultdict(list)
+        for one in claimed:
+            handler = self._handler_of(one, outcome)
+            if handler is not None:
+                kind: Kind = "actor" if handler.kind == "actor" else "event"
+                groups[handler.actor.broker].append(
+                    Outgoing(one, actor=handler.actor, kind=kind, database=self._database)
+                )
+        self._send_groups(groups, outcome, timeout_s)
+        return outcome
+
+    def send_batch(self, claimed: Sequence[Claimed], *, timeout_s: float) -> Outcome:
+        """Send the deliveries of one batched handler as one message.
+
+        Raises:
+            BrokerUnavailable: if it is not known to have gone.
+        """
+        outcome = Outcome()
+        ready = [one for one in claimed if self._handler_of(one, outcome) is not None]
+        if ready:
+            actor = registry.get(ready[0].handler).actor
+            batch = OutgoingBatch(ready, actor=actor, database=self._database)
+            self._send_groups({actor.broker: [batch]}, outcome, timeout_s)
+        return outcome
+
+    def holds(self, overdue: Sequence[Overdue], *, timeout_s: float) -> Held:
+        """Ask the brokers which messages they still have; those of unknown handlers they have not."""
+        held = Held()
+        groups: dict[dramatiq.Broker, list[Overdue]] = defaultdict(list)
+        for row in overdue:
+            if handler := registry.handlers.get(row.handler):
+                batched = handler.batch is not None
+                groups[handler.actor.broker].append(row._replace(queue=handler.queue, batched=batched))
+        for broker, rows in groups.items():
+            try:
+                held.there |= self._publisher(broker).holds(rows, timeout_s=timeout_s)
+            except BrokerUnavailable:
+                held.unknown |= {row.delivery_id for row in rows}
+        return held
+
+    def close(self) -> None:
+        """Close the connections to the brokers."""
+        for publisher in self._publishers.values():
+            publisher.close()
+        self._publishers.clear()
+
+    def _send_groups(
+        self, groups: Mapping[dramatiq.Broker, Sequence[Outgoing]], outcome: Outcome, timeout_s: float
+    ) -> None:
+        problems: list[BrokerUnavailable] = []
+        # The claim's locks wait for all brokers together, so they share the time.
+        share_s = timeout_s / max(len(groups), 1)
+        for broker, outgoing in groups.items():
+            if broker in self._away:
+                # Another broker can be reached: its messages must not wait for this one's.
+                _release(outgoing, self._away[broker], outcome, BROKER_AWAY_DELAY)
+                continue
+            try:
+                self._send_to(broker, outgoing, outcome, share_s)
+            except PartlySent as partly:
+                gone = {id(one) for one in partly.unsent}
+                outcome.sent += [row for one in outgoing if id(one) not in gone for row in rows_of(one)]
+                _release(partly.unsent, partly, outcome, timedelta())
+            except BrokerUnavailable as problem:
+                problems.append(problem)
+                _release(outgoing, problem, outcome, BROKER_AWAY_DELAY)
+        if problems and not outcome.sent:
+            raise problems[0]
+
+    def _send_to(
+        self, broker: dramatiq.Broker, outgoing: Sequence[Outgoing], outcome: Outcome, timeout_s: float
+    ) -> None:
+        refusals = self._publisher(broker).publish(outgoing, timeout_s=timeout_s)
+        refused = {id(refusal.outgoing) for refusal in refusals}
+        outcome.refused += [(row, refusal.error) for refusal in refusals for row in rows_of(refusal.outgoing)]
+        outcome.sent += [row for one in outgoing if id(one) not in refused for row in rows_of(one)]
+
+    def _handler_of(self, claimed: Claimed, outcome: Outcome) -> Handler | None:
+        """Return the handler of a delivery that can be sent; note in the outcome why another cannot."""
+        handler = registry.handlers.get(claimed.handler)
+        if not claimed.payload:
+            outcome.failed.append((claimed, EVENT_MISSING))
+            return None
+        if claimed.expired:
+            outcome.expired.append(claimed)
+            return None
+        if claimed.handler in self.paused:
+            outcome.paused.append(claimed)
+            return None
+        if handler is None:
+            reason = f"the relay on {socket.gethostname()} does not know the handler {claimed.handler!r}"
+            outcome.released.append((claimed, reason, UNKNOWN_HANDLER_DELAY))
+        return handler
+
+    def _brokers(self) -> set[dramatiq.Broker]:
+        return {handler.actor.broker for handler in registry.handlers.values()}
+
+    def _publisher(self, broker: dramatiq.Broker) -> Publisher:
+        publisher = self._publishers.get(broker)
+        if publisher is None:
+            publisher = self._publishers[broker] = publisher_for(broker)
+        return publisher
+
+
+def _release(
+    outgoing: Iterable[Outgoing], problem: BrokerUnavailable, outcome: Outcome, delay: timedelta
+) -> None:
+    reason = f"the broker is away: {problem}"
+    outcome.released += [(row, reason, delay) for one in outgoing for row in rows_of(one)]
+
+
+def mark(outcome: Outcome, *, database: str, max_attempts: int) -> None:
+    """Write down what did not go, within the claim's transaction."""
+    deliveries = Delivery.objects.using(database)
+    for claimed, error in outcome.failed:
+        deliveries.filter(pk=claimed.delivery_id).fail(error)
+    if outcome.expired:
+        deliveries.filter(pk__in=_ids(outcome.expired)).expire()
+    if outcome.paused:
+        deliveries.filter(pk__in=_ids(outcome.paused)).hold(Delivery.Held.PAUSE)
+    for (error, delay), ids in _by_reason(outcome.released).items():
+        deliveries.filter(pk__in=ids).release(delay, error)
+    for claimed, error in outcome.refused:
+        row = deliveries.filter(pk=claimed.delivery_id)
+        if claimed.attempts >= max_attempts:
+            row.fail(f"could not be sent in {claimed.attempts} attempts: {error}")
+        else:
+            row.reschedule(timedelta(seconds=delay_for(claimed.attempts)), f"could not be sent: {error}")
+
+
+def tell(outcome: Outcome, *, database: str, max_attempts: int) -> None:
+    """Say what did not go, once that is committed."""
+    final = [*outcome.failed, *(one for one in outcome.refused if one[0].attempts >= max_attempts)]
+    again = [one for one in outcome.refused if one[0].attempts < max_attempts]
+    for signal, rows in ((delivery_failed, final), (delivery_refused, again)):
+        for claimed, error in rows:
+            signal.send_robust(
+                Dispatcher,
+                database=database,
+                delivery_id=claimed.delivery_id,
+                handler=claimed.handler,
+                error=error,
+            )
+
+
+def _by_reason(released: Iterable[tuple[Claimed, str, timedelta]]) -> dict[tuple[str, timedelta], list[int]]:
+    groups: dict[tuple[str, timedelta], list[int]] = defaultdict(list)
+    for claimed, error, delay in released:
+        groups[error, delay].append(claimed.delivery_id)
+    return groups
+
+
+def _ids(rows: Iterable[Claimed]) -> list[int]:
+    return [row.delivery_id for row in rows]

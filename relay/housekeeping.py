@@ -1,0 +1,123 @@
+"""What a relay does beside dispatching: says that it lives, redelivers, and prunes."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from uuid import uuid4
+
+from django.db.models.functions import Now
+
+from outbox.models import Delivery, PausedHandler, RelayHeartbeat
+from outbox.pruning import Pruning
+from outbox.registry import registry
+
+from .redelivery import Ask, Redelivery
+
+BEAT_INTERVAL_S = 5.0
+REDELIVER_INTERVAL_S = 10.0
+PRUNE_INTERVAL_S = 60.0
+HELD_INTERVAL_S = 5.0
+LANE_CHUNK = 1000
+# Pruning follows the publishers at many times their speed, yet never keeps the relay from its work for long.
+PRUNE_CHUNKS_AT_ONCE = 20
+FORGET_RELAYS_AFTER = timedelta(days=1)
+
+
+@dataclass
+class Chore:
+    """Something to do every so often."""
+
+    interval_s: float
+    do: Callable[[], None]
+    due_at: float = field(default_factory=time.monotonic)
+
+    def run_if_due(self) -> None:
+        """Do it, if it is time."""
+        if time.monotonic() >= self.due_at:
+            self.due_at = time.monotonic() + self.interval_s
+            self.do()
+
+
+class Housekeeping:
+    """The chores of one relay; each is a few short statements."""
+
+    def __init__(self, *, database: str, queues: tuple[str, ...] = (), ask: Ask | None = None) -> None:
+        self.relay_id = uuid4()
+        self._database = database
+        self._queues = queues
+        self._redelivery = Redelivery(database=database, ask=ask)
+        self._dispatched = 0
+        self._reported = 0
+        self._state = ("running", "")
+        self._lane = ("", "")
+        self._pruning = Pruning(database)
+        self._beat = Chore(BEAT_INTERVAL_S, self.beat)
+        self._chores = (
+            self._beat,
+            Chore(REDELIVER_INTERVAL_S, self.redeliver),
+            Chore(HELD_INTERVAL_S, self.release_held),
+            Chore(PRUNE_INTERVAL_S, self.prune),
+        )
+
+    def tick(self) -> None:
+        """Do what is due."""
+        for chore in self._chores:
+            chore.run_if_due()
+
+    def note_dispatched(self, count: int) -> None:
+        """Remember, for the next heartbeat, that deliveries went out."""
+        self._dispatched += count
+
+    def note_state(self, state: str, detail: str = "") -> bool:
+        """Remember how the relay fares, for the heartbeat of the next tick; return whether it is news."""
+        if (state, detail) == self._state:
+            return False
+        self._state = (state, detail)
+        self._beat.due_at = time.monotonic()
+        return True
+
+    def beat(self) -> None:
+        """Say that this relay lives, and what it last did."""
+        state, detail = self._state
+        fields: dict[str, object] = {"state": state, "detail": detail, "dispatched": self._dispatched}
+        if self._dispatched != self._reported:
+            fields["last_dispatch_at"] = Now()
+            self._reported = self._dispatched
+        RelayHeartbeat.objects.using(self._database).beat(
+            self.relay_id,
+            host=socket.gethostname()[:255],
+            pid=os.getpid(),
+            queues=",".join(self._queues)[:1000],
+            **fields,
+        )
+
+    def redeliver(self) -> None:
+        """Send again what no worker has confirmed in time, and no broker has any more."""
+        self._redelivery.run()
+
+    def release_held(self) -> None:
+        """Let go what nothing holds any more, such as a lane whose worker died after its confirmation."""
+        deliveries = Delivery.objects.using(self._database)
+        lanes = deliveries.held_lanes(after=self._lane, limit=LANE_CHUNK)
+        # From lane to lane, and then from the first again: more may be held than are looked at in one go.
+        self._lane = lanes[-1] if len(lanes) == LANE_CHUNK else ("", "")
+        deliveries.release_lanes(lanes, skipping=registry.skipping())
+        deliveries.let_go_stranded(
+            paused=PausedHandler.objects.using(self._database).names(),
+            batched=[name for name, handler in registry.handlers.items() if handler.batch],
+            limit=LANE_CHUNK,
+        )
+
+    def prune(self) -> None:
+        """Delete some of the events that are past their retention, and relays long gone."""
+        self._pruning.go_on(PRUNE_CHUNKS_AT_ONCE)
+        RelayHeartbeat.objects.using(self._database).forget(FORGET_RELAYS_AFTER)
+
+    def leave(self) -> None:
+        """Say that this relay has stopped."""
+        RelayHeartbeat.objects.using(self._database).filter(pk=self.relay_id).delete()

@@ -1,0 +1,49 @@
+"""A connection to Redis like those of a broker's client, that neither waits for long nor tries again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+from dramatiq.brokers.redis import RedisBroker
+from redis.backoff import NoBackoff
+from redis.exceptions import ResponseError
+from redis.retry import Retry
+
+# Beginnings of arguments that tie a connection to the pool it was made for, or make it try again.
+OMITTED_ARGUMENTS = ("maint_notifications", "maintenance_", "orig_", "oss_cluster_", "retry")
+
+Command = tuple[Any, ...]
+
+
+class Connection(Protocol):
+    """What the publisher needs of redis-py's connections."""
+
+    def connect(self) -> None: ...
+
+    def disconnect(self) -> None: ...
+
+    def pack_commands(self, commands: Iterable[Command]) -> list[bytes]: ...
+
+    def send_packed_command(self, command: list[bytes]) -> None: ...
+
+    def read_response(self) -> Any: ...
+
+
+def own_connection(broker: RedisBroker, timeout_s: float) -> Connection:
+    """Make a connection like those of the broker's client, be it through TLS, a socket file or sentinels."""
+    pool = broker.client.connection_pool
+    arguments = {k: v for k, v in pool.connection_kwargs.items() if not k.startswith(OMITTED_ARGUMENTS)}
+    arguments |= {"socket_timeout": timeout_s, "health_check_interval": 0, "retry": Retry(NoBackoff(), 0)}
+    if "socket_connect_timeout" in arguments:
+        arguments["socket_connect_timeout"] = timeout_s
+    connection: Connection = pool.connection_class(**arguments)
+    return connection
+
+
+def reply(connection: Connection) -> Any:
+    """Return the next reply, the error of a single command as a value."""
+    try:
+        return connection.read_response()
+    except ResponseError as error:
+        return error

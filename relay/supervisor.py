@@ -1,0 +1,63 @@
+"""Running relays: one per database, until they are asked to stop or have nothing left to do."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from typing import Any
+
+from django.db import connections
+
+from outbox.models import Delivery
+
+from .loop import Relay, RelayOptions
+from .progress import Progress
+from .stopping import Stop, on_signals
+
+logger = logging.getLogger(__name__)
+
+
+def run_relays(databases: Sequence[str], *, progress_to: Any = None, **options: Any) -> None:
+    """Run one relay per database; return when all have ended.
+
+    Args:
+        progress_to: a terminal for the progress bar of a drain, None for no bar.
+        options: of `RelayOptions`.
+    """
+    bar = _progress(databases, progress_to, options)
+    progress = bar.advance if bar else None
+    with Stop() as stop, on_signals(stop):
+        relays = [
+            Relay(RelayOptions(database=database, progress=progress, **options), stop=stop)
+            for database in databases
+        ]
+        logger.info("relay started for %s", ", ".join(databases))
+        _run(relays, stop)
+    if bar is not None:
+        bar.finish()
+    logger.info("relay stopped")
+
+
+def _run(relays: Sequence[Relay], stop: Stop) -> None:
+    if len(relays) == 1:
+        relays[0].run()
+        return
+    with ThreadPoolExecutor(len(relays)) as pool:
+        futures = [pool.submit(relay.run) for relay in relays]
+        # One that broke takes the others with it: half a relay must not look like a whole one.
+        wait(futures, return_when=FIRST_EXCEPTION)
+        if any(future.done() and future.exception() for future in futures):
+            stop.request()
+    for future in futures:
+        future.result()
+
+
+def _progress(databases: Sequence[str], terminal: Any, options: dict[str, Any]) -> Progress | None:
+    if terminal is None or not options.get("drain"):
+        return None
+    # Counts the backlog once, from the partial index of what is due.
+    total = sum(Delivery.objects.using(alias).due(options.get("queues", ())).count() for alias in databases)
+    for alias in databases:
+        connections[alias].close()
+    return Progress(total, terminal)
