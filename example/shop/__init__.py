@@ -1,0 +1,1 @@
+"""A small shop: customers place orders, handlers do the rest in the background."""
