@@ -1,0 +1,73 @@
+"""Between sending a batch and its commit: a relay is killed there, and a worker is quicker."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.acceptance.folder import Folder
+from tests.acceptance.gate import NOTICE_DEATH, shut_gate
+from tests.acceptance.stage import (
+    attempts,
+    counted,
+    ids,
+    relay,
+    run,
+    states,
+    wait_for_states,
+    waiting_in_broker,
+    worker,
+)
+from tests.helpers import publish
+from tests.processes import wait_until
+
+pytestmark = [pytest.mark.postgres, pytest.mark.slow]
+
+
+def test_what_a_killed_relay_had_sent_but_not_committed_is_sent_again(
+    broker_env: dict[str, str], broker_url: str, folder: Folder
+) -> None:
+    events = [publish("filed.mail") for _ in range(20)]
+    deliveries = sorted(event.deliveries.get().pk for event in events)
+    with shut_gate() as gate, relay(broker_env | NOTICE_DEATH) as doomed:
+        gate.wait_for(1)
+        assert waiting_in_broker(broker_url) == deliveries
+        doomed.kill()
+        gate.wait_for(0)
+    assert states() == {"pending": 20}
+    assert attempts() == {0}
+    run(broker_env, "--drain")
+    assert waiting_in_broker(broker_url) == sorted(deliveries * 2)
+    with worker(broker_env):
+        wait_for_states(succeeded=20)
+    assert set(folder.done) == set(ids(events))
+
+
+@pytest.mark.redis
+def test_another_relay_need_not_wait_for_one_that_hangs(redis_env: dict[str, str]) -> None:
+    for _ in range(10):
+        publish("filed.mail")
+    with shut_gate() as gate, relay(redis_env, "--batch-size", "4") as hanging:
+        gate.wait_for(1)
+        with relay(redis_env, "--batch-size", "4", "--once") as other:
+            gate.wait_for(2)
+            assert states() == {"pending": 10}
+            gate.open()
+            assert other.wait() == 0
+        hanging.terminate()
+        assert hanging.wait() == 0
+    assert attempts(status="dispatched") == {1}
+
+
+def test_a_confirmation_that_beats_the_commit_of_the_relay_counts(
+    broker_env: dict[str, str], folder: Folder
+) -> None:
+    event = publish("filed.mail")
+    with shut_gate() as gate, worker(broker_env), relay(broker_env):
+        gate.wait_for(1)
+        # The statistics go with the confirmation, so that one has tried, and found the row locked.
+        wait_until(lambda: counted("succeeded") == 1, what="the worker to confirm")
+        assert states() == {"pending": 1}
+        gate.open()
+        wait_for_states(succeeded=1)
+    assert folder.done == ids([event])
+    assert counted("succeeded") == 1

@@ -1,0 +1,62 @@
+"""The database is restarted under relay and worker: both recover, and no outcome is lost."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from django.db import connection
+
+from example.services import EmbeddedPostgres
+from outbox.models import RelayHeartbeat
+from tests.acceptance.folder import Folder
+from tests.acceptance.stage import attempts, counted, ids, relay, wait_for_states, worker
+from tests.helpers import publish
+from tests.processes import wait_until
+
+pytestmark = [pytest.mark.postgres, pytest.mark.slow]
+
+# A worker tries to confirm about five times a second.
+SEVERAL_SECONDS = 15
+
+
+@pytest.mark.redis
+def test_outcomes_wait_in_the_worker_until_the_database_is_back(
+    own_postgres: EmbeddedPostgres, redis_env: dict[str, str], folder: Folder
+) -> None:
+    folder.hold()
+    with relay(redis_env) as relaying, worker(redis_env) as working:
+        events = [publish("filed.mail") for _ in range(100)]
+        wait_for_states(dispatched=100)
+        wait_until(lambda: folder.begun, what="a handler to begin")
+        own_postgres.kill()
+        folder.let_go()
+        wait_until(lambda: len(folder.done) == 100, what="all handlers to end")
+        wait_until(
+            lambda: working.output.count("is away;") >= SEVERAL_SECONDS, what="the worker to try in vain"
+        )
+        relaying.wait_for_line("database away")
+        own_postgres.start()
+        connection.close()
+        wait_for_states(succeeded=100)
+        wait_until(lambda: counted("succeeded") == counted("dispatched") == 100, what="the statistics")
+        events.append(publish("filed.mail"))
+        wait_for_states(succeeded=101)
+    assert Counter(folder.done) == Counter(ids(events))
+    assert attempts() == {1}
+
+
+@pytest.mark.redis
+def test_relay_and_worker_go_on_after_a_restart_of_the_database(
+    own_postgres: EmbeddedPostgres, redis_env: dict[str, str], folder: Folder
+) -> None:
+    # One that listens is woken by the end of its connection; one that polls finds out by itself.
+    with relay(redis_env, "--no-listen"), worker(redis_env):
+        events = [publish("filed.mail")]
+        wait_for_states(succeeded=1)
+        wait_until(RelayHeartbeat.objects.exists, what="the relay to wait")
+        own_postgres.restart("immediate")
+        connection.close()
+        events.append(publish("filed.mail"))
+        wait_for_states(succeeded=2)
+    assert Counter(folder.done) == Counter(ids(events))

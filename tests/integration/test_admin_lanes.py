@@ -1,0 +1,170 @@
+"""The admin: events are cancelled, and blocked lanes are found and let go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from django.contrib.admin.models import LogEntry
+from django.contrib.auth.models import Permission, User
+from django.test import Client
+
+import outbox
+from outbox.models import Delivery
+from outbox.registry import registry
+from tests.admin_pages import DELIVERIES, EVENTS, act, listed, page, state
+from tests.factories import make_delivery, make_event
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def lanes() -> Iterator[None]:
+    """Declare two ordered handlers, one of which lets lanes pass."""
+    outbox.handler("lane.*", name="lane", ordered=True)(lambda event: None)
+    outbox.handler("passing.*", name="passing", ordered=True, on_failure="skip")(lambda event: None)
+    yield
+    registry.remove("lane")
+    registry.remove("passing")
+
+
+def lane_of(handler: str, key: str, *statuses: str) -> list[Delivery]:
+    """Write a lane; what is pending in it is held."""
+    return [
+        make_delivery(
+            make_event("lane.x", key=key),
+            status,
+            handler=handler,
+            key=key,
+            held="lane" if status == "pending" else "",
+        )
+        for status in statuses
+    ]
+
+
+def shown(client: Client, delivery: Delivery) -> str:
+    return page(client, f"{DELIVERIES}{delivery.pk}/change/")
+
+
+# ---------------------------------------------------------------- cancel
+
+
+def cancel(client: Client, *events: Any, **fields: str) -> Any:
+    data = {"action": "cancel_selected", "_selected_action": [one.pk for one in events], "index": 0, **fields}
+    return client.post(EVENTS, data, follow=True)
+
+
+def test_cancelling_asks_first_and_records_the_reason(admin_client: Client) -> None:
+    event, other = make_event(), make_event()
+    pending, dispatched, done = make_delivery(event), make_delivery(event, "dispatched"), make_delivery(other)
+    text = cancel(admin_client, event).content.decode()
+    assert "One pending delivery will never be sent" in text
+    assert str(event.pk) in text
+    assert state(pending) == "pending"
+    text = cancel(admin_client, event, confirmed="yes", reason="withdrawn").content.decode()
+    assert "1 delivery was discarded." in text
+    assert (state(pending), state(dispatched), state(done)) == ("discarded", "dispatched", "pending")
+    assert pending.error == "Cancelled by admin: withdrawn"
+    entry = LogEntry.objects.get()
+    assert (entry.object_id, entry.change_message) == (str(event.pk), "Cancelled by admin: withdrawn")
+
+
+def test_an_event_is_cancelled_from_its_own_page(admin_client: Client) -> None:
+    pending = make_delivery()
+    url = f"{EVENTS}{pending.event_id}/"
+    assert f"{url}cancel/" in page(admin_client, f"{url}change/")
+    page(admin_client, f"{url}cancel/")
+    response = admin_client.post(f"{url}cancel/", {"confirmed": "yes", "reason": "withdrawn"})
+    assert response.headers["Location"] == f"{url}change/"
+    assert state(pending) == "discarded"
+    assert f"{url}cancel/" not in page(admin_client, f"{url}change/")
+
+
+@pytest.mark.parametrize("object_id", ["nonsense", "00000000-0000-0000-0000-000000000000"])
+def test_there_must_be_something_to_cancel(admin_client: Client, object_id: str) -> None:
+    response = admin_client.get(f"{EVENTS}{object_id}/cancel/", follow=True)
+    assert "there is nothing to cancel" in response.content.decode()
+    make_delivery(make_event(), "succeeded")
+    assert "nothing to cancel" in cancel(admin_client, make_delivery(status="failed").event).content.decode()
+
+
+def test_cancelling_needs_the_change_permission_on_deliveries(client: Client) -> None:
+    user = User.objects.create_user("viewer", is_staff=True)
+    user.user_permissions.set(Permission.objects.filter(codename__startswith="view_"))
+    client.force_login(user)
+    pending = make_delivery()
+    url = f"{EVENTS}{pending.event_id}/"
+    assert "cancel" not in page(client, f"{url}change/").lower()
+    assert client.post(f"{url}cancel/", {"confirmed": "yes", "reason": "x"}).status_code == 403
+    cancel(client, pending.event, confirmed="yes", reason="x")
+    assert state(pending) == "pending"
+    user.user_permissions.add(Permission.objects.get(codename="change_delivery"))
+    cancel(client, pending.event, confirmed="yes", reason="x")
+    assert state(pending) == "discarded"
+
+
+# ---------------------------------------------------------------- blocked lanes
+
+
+def test_blocked_lanes_are_listed_by_the_delivery_that_blocks_them(lanes: None, admin_client: Client) -> None:
+    head, *_rest = lane_of("lane", "a", "failed", "failed", "pending")
+    lane_of("lane", "b", "failed")
+    lane_of("lane", "c", "dispatched", "failed", "pending")
+    lane_of("passing", "d", "failed", "pending")
+    make_delivery(status="failed")
+    assert listed(admin_client, DELIVERIES, state="blocking") == [head.pk]
+    assert listed(admin_client, DELIVERIES, state="blocking", handler="lane") == [head.pk]
+    assert listed(admin_client, DELIVERIES, state="blocking", q="a") == [head.pk]
+    assert listed(admin_client, DELIVERIES, state="blocking", q="b") == []
+    assert listed(admin_client, DELIVERIES, state="blocking", handler="passing") == []
+
+
+def test_a_delivery_says_what_it_blocks_and_what_blocks_it(lanes: None, admin_client: Client) -> None:
+    head, second, _third = lane_of("lane", "a", "failed", "pending", "pending")
+    assert "blocks 2 deliveries behind it" in shown(admin_client, head)
+    assert f"blocked by delivery #{head.pk}, which failed" in shown(admin_client, second)
+    passing, behind = lane_of("passing", "a", "failed", "pending")
+    for delivery in (passing, behind, *lane_of("lane", "b", "failed"), make_delivery(status="failed")):
+        text = shown(admin_client, delivery)
+        assert "behind it" not in text
+        assert "blocked by" not in text
+
+
+def test_what_a_delivery_blocks_is_counted_up_to_a_limit(
+    lanes: None, admin_client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("outbox.lanes", "outbox.admin.deliveries"):
+        monkeypatch.setattr(f"{module}.WAITING_LIMIT", 2)
+    head, *_rest = lane_of("lane", "a", "failed", "pending", "pending", "pending")
+    assert "blocks 2+ deliveries behind it" in shown(admin_client, head)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_discarding_releases_a_lane_past_what_its_handler_skips(lanes: None, admin_client: Client) -> None:
+    # Of the first two only one is skipped over by the release itself.
+    failed, second, third = lane_of("passing", "a", "failed", "pending", "pending")
+    act(admin_client, "discard_selected", second, confirmed="yes", reason="obsolete")
+    third.refresh_from_db()
+    assert (state(failed), state(second), third.held) == ("failed", "discarded", "")
+
+
+@pytest.mark.django_db(transaction=True)
+def test_cancelling_an_event_releases_the_lanes_likewise(lanes: None) -> None:
+    _failed, second, third = lane_of("passing", "a", "failed", "pending", "pending")
+    assert second.event.cancel() == 1
+    third.refresh_from_db()
+    assert third.held == ""
+
+
+# ---------------------------------------------------------------- the error of an earlier try
+
+
+def test_the_error_of_an_earlier_try_is_called_the_last_one(admin_client: Client) -> None:
+    done = make_delivery(status="succeeded", error="ValueError: not the first time")
+    failed = make_delivery(status="failed", error="ValueError: never")
+    assert "Last error:" in shown(admin_client, done)
+    assert "Last error:" not in shown(admin_client, failed)
+    text = page(admin_client, DELIVERIES)
+    assert '<span class="quiet">last error:</span> ValueError: not the first time' in text
+    assert "last error:</span> ValueError: never" not in text

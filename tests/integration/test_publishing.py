@@ -1,0 +1,360 @@
+"""Publishing, with real commits: an event shares the fate of the transaction that published it."""
+
+import re
+import threading
+from datetime import UTC, datetime, timedelta, timezone
+from decimal import Decimal
+
+import pytest
+from asgiref.sync import async_to_sync
+from django.db import connection, transaction
+from django.test.utils import CaptureQueriesContext
+
+import outbox
+from outbox import EventData, apublish, publish, publish_many
+from outbox.errors import (
+    InvalidKey,
+    InvalidPayload,
+    InvalidTime,
+    InvalidTopic,
+    NotInTransaction,
+    PayloadTooLarge,
+    UnknownDatabase,
+)
+from outbox.models import Delivery, Event
+from tests.testapp.models import Order, Shipment
+from tests.testapp.signals import order_paid
+from tests.testapp.tasks import resize
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+class Boom(Exception):
+    """What a caller's own code raises."""
+
+
+def handlers_of(event: Event) -> list[str]:
+    return list(event.deliveries.order_by("pk").values_list("handler", flat=True))
+
+
+# ---------------------------------------------------------------- fate
+
+
+def test_a_commit_leaves_an_event_with_a_delivery_per_handler():
+    with transaction.atomic():
+        event = publish("test.recorded", {"order": 7}, key="order-7", headers={"tenant": "a"})
+    stored = Event.objects.get()
+    assert (stored.pk, stored.topic, stored.key) == (event.pk, "test.recorded", "order-7")
+    assert (stored.payload, stored.headers) == ({"order": 7}, {"tenant": "a"})
+    assert handlers_of(event) == ["record", "record_all"]
+    assert set(event.deliveries.values_list("status", flat=True)) == {"pending"}
+
+
+def test_a_rolled_back_transaction_leaves_no_event():
+    with pytest.raises(Boom), transaction.atomic():
+        Order.objects.create()
+        publish("test.recorded")
+        raise Boom
+    assert (Order.objects.count(), Event.objects.count(), Delivery.objects.count()) == (0, 0, 0)
+
+
+def test_a_rolled_back_savepoint_leaves_only_the_outer_event():
+    with transaction.atomic():
+        publish("test.recorded", "outer")
+        with pytest.raises(Boom), transaction.atomic():
+            publish("test.recorded", "inner")
+            raise Boom
+    assert [event.payload for event in Event.objects.all()] == ["outer"]
+
+
+def test_the_returned_event_reads_what_the_database_says():
+    with transaction.atomic():
+        event = publish("test.recorded", {"a": [1, 2]})
+    assert event.payload == {"a": [1, 2]}
+    assert abs(event.created_at - datetime.now(UTC)) < timedelta(minutes=1)
+
+
+def test_an_event_without_handlers_is_kept():
+    with transaction.atomic():
+        event = publish("nobody.listens")
+    assert Event.objects.filter(pk=event.pk).exists()
+    assert not Delivery.objects.exists()
+
+
+@pytest.mark.postgres
+def test_an_event_and_all_its_deliveries_take_one_statement():
+    with transaction.atomic(), CaptureQueriesContext(connection) as queries:
+        publish("test.recorded")
+    assert len(queries) == 1
+
+
+@pytest.mark.postgres
+def test_many_events_take_one_statement_and_keep_their_order():
+    eta = datetime(2040, 1, 1, tzinfo=UTC)
+    data = [EventData("test.recorded", {"n": n}, key=f"k{n}") for n in range(50)]
+    with transaction.atomic(), CaptureQueriesContext(connection) as queries:
+        events = publish_many([*data, {"topic": "test.late", "eta": eta}])
+    assert len(queries) == 1
+    assert [
+        event.payload.get("n") for event in Event.objects.filter(topic="test.recorded").order_by("pk")
+    ] == list(range(50))
+    by_insertion = Delivery.objects.filter(handler="record").order_by("pk").values_list("event_id", flat=True)
+    assert list(by_insertion) == [event.pk for event in events[:50]]
+    assert Delivery.objects.get(event=events[-1]).available_at == eta
+
+
+def test_publish_many_of_nothing_writes_nothing():
+    with transaction.atomic():
+        assert publish_many([]) == []
+
+
+def test_a_refused_event_among_many_keeps_all_from_being_written():
+    with transaction.atomic(), pytest.raises(InvalidTopic):
+        publish_many([EventData("test.recorded"), EventData("not a topic")])
+    assert not Event.objects.exists()
+
+
+def test_events_of_one_process_have_ascending_ids():
+    with transaction.atomic():
+        ids = [publish("nobody.listens").pk for _ in range(200)]
+    assert ids == sorted(ids)
+
+
+# ---------------------------------------------------------------- transactions
+
+
+def test_publishing_outside_a_transaction_is_refused_with_the_remedy():
+    with pytest.raises(NotInTransaction, match=r"transaction\.atomic\(\)"):
+        publish("test.recorded")
+
+
+def test_require_transaction_off_lets_an_event_stand_alone(settings):
+    settings.OUTBOX = {"REQUIRE_TRANSACTION": False}
+    publish("test.recorded")
+    assert Delivery.objects.count() == 2
+
+
+def test_async_code_publishes_in_a_transaction_of_its_thread(settings):
+    settings.OUTBOX = {"REQUIRE_TRANSACTION": False}
+
+    async def main():
+        with outbox.context(tenant="acme"):
+            return await apublish("test.recorded", {"n": 1}, key="k")
+
+    event = async_to_sync(main)()
+    assert Event.objects.get().headers == {"context": {"tenant": "acme"}}
+    assert event.key == "k"
+
+
+def test_async_code_outside_a_transaction_is_refused():
+    with pytest.raises(NotInTransaction):
+        async_to_sync(apublish)("test.recorded")
+
+
+# ---------------------------------------------------------------- time
+
+
+def test_a_delay_counts_from_the_database_clock():
+    with transaction.atomic():
+        event = publish("test.recorded", delay=timedelta(minutes=5))
+    created, available = Delivery.objects.filter(event=event).values_list(
+        "event__created_at", "available_at"
+    )[0]
+    assert timedelta(minutes=4, seconds=59) < available - created < timedelta(minutes=5, seconds=5)
+
+
+def test_an_eta_is_kept_as_given():
+    eta = datetime(2040, 1, 1, 12, tzinfo=timezone(timedelta(hours=2)))
+    with transaction.atomic():
+        event = publish("test.recorded", eta=eta)
+    assert set(event.deliveries.values_list("available_at", flat=True)) == {eta}
+
+
+# ---------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    "topic", ["", ".", "a.", ".a", "a..b", "a b", "shop.*", "ä", "x" * 201, None, 7, ["a"]]
+)
+def test_a_malformed_topic_is_refused(topic):
+    with transaction.atomic(), pytest.raises(InvalidTopic, match="topic"):
+        publish(topic)
+
+
+@pytest.mark.parametrize("key", [7, None, "x" * 256, "a\0b"])
+def test_a_malformed_key_is_refused_with_what_a_key_must_be(key):
+    fact = rf"^key {re.escape(repr(key))} must be a string of at most 255 characters without NUL$"
+    with transaction.atomic(), pytest.raises(InvalidKey, match=fact):
+        publish("test.recorded", key=key)
+
+
+def test_a_malformed_dedup_key_is_refused_under_its_own_name():
+    with transaction.atomic(), pytest.raises(InvalidKey, match=r"^dedup_key 7 must be a string"):
+        publish("test.recorded", dedup_key=7)
+
+
+NAIVE = datetime(2040, 1, 1)
+AWARE = datetime(2040, 1, 1, tzinfo=UTC)
+NAIVE_TIME = r"datetime\(2040, 1, 1, 0, 0\) is naive; give an aware datetime, such as timezone\.now\(\)"
+
+
+@pytest.mark.parametrize(
+    ("times", "fact"),
+    [
+        ({"eta": NAIVE}, rf"^eta datetime\.{NAIVE_TIME}"),
+        ({"expires": NAIVE}, rf"^expires datetime\.{NAIVE_TIME}"),
+        (
+            {"delay": timedelta(seconds=-1)},
+            r"^delay .*seconds=86399.* is negative; give a positive timedelta or none$",
+        ),
+        (
+            {"expires": timedelta()},
+            r"^expires datetime\.timedelta\(0\) is not positive; give a positive timedelta or none$",
+        ),
+        ({"eta": AWARE, "delay": timedelta(1)}, r"^delay and eta were both given; give one of them$"),
+    ],
+)
+def test_a_malformed_time_is_refused_with_the_remedy(times, fact):
+    with transaction.atomic(), pytest.raises(InvalidTime, match=fact):
+        publish("test.recorded", **times)
+
+
+def test_a_value_that_json_cannot_carry_is_named_by_its_path():
+    payload = {"lines": [{"price": 1}, {"price": Decimal("1.50")}]}
+    with (
+        transaction.atomic(),
+        pytest.raises(InvalidPayload, match=r"payload\['lines'\]\[1\]\['price'\]: .*Decimal"),
+    ):
+        publish("test.recorded", payload)
+
+
+@pytest.mark.parametrize("value", [float("nan"), "a\0b", "\ud800", {1: 2}, object()])
+def test_a_value_that_the_database_cannot_keep_is_refused(value):
+    with transaction.atomic(), pytest.raises(InvalidPayload, match=r"payload\['x'\]"):
+        publish("test.recorded", {"x": value})
+    assert not Event.objects.exists()
+
+
+def test_a_payload_over_the_limit_is_refused(settings):
+    settings.OUTBOX = {"MAX_PAYLOAD_BYTES": 100}
+    with transaction.atomic(), pytest.raises(PayloadTooLarge, match="MAX_PAYLOAD_BYTES is 100"):
+        publish("test.recorded", "ü" * 60)
+    with transaction.atomic():
+        publish("test.recorded", "u" * 90)
+
+
+def test_a_reserved_header_is_refused():
+    with transaction.atomic(), pytest.raises(InvalidPayload, match="reserved"):
+        publish("test.recorded", headers={"causation_id": "x"})
+
+
+def test_an_unknown_database_is_refused():
+    with pytest.raises(UnknownDatabase, match="'replica' is not configured"):
+        publish("test.recorded", using="replica")
+
+
+# ---------------------------------------------------------------- signals and actors
+
+
+def test_one_send_with_three_background_receivers_makes_one_event_and_three_deliveries():
+    with transaction.atomic():
+        order_paid.send(sender=None, order_id=7)
+    event = Event.objects.get()
+    assert event.topic == "tests.testapp.signals.order_paid"
+    assert handlers_of(event) == ["paid_mail", "paid_stock", "paid_analytics"]
+
+
+def test_a_saved_model_makes_an_event_keyed_by_its_instance():
+    with transaction.atomic():
+        shipment = Shipment.objects.create(address="Hill 1")
+    event = Event.objects.get()
+    assert (event.topic, event.key) == ("post_save.testapp.shipment", f"testapp.shipment:{shipment.pk}")
+    assert handlers_of(event) == ["shipment_saved"]
+
+
+def test_a_signal_sent_outside_a_transaction_is_refused():
+    with pytest.raises(NotInTransaction):
+        order_paid.send(sender=None, order_id=7)
+
+
+def test_background_receivers_leave_other_senders_their_fast_paths():
+    from django.db.models.signals import post_save
+
+    assert post_save.has_listeners(Shipment)
+    assert not post_save.has_listeners(Event)
+
+
+def test_a_transactional_actor_leaves_with_the_commit():
+    with transaction.atomic():
+        message = resize.send(7, width=20)
+    event = Event.objects.get()
+    assert (event.topic, event.payload) == ("actor.resize", {"args": [7], "kwargs": {"width": 20}})
+    assert (message.args, message.kwargs) == ((7,), {"width": 20})
+    assert handlers_of(event) == ["resize"]
+
+
+def test_a_transactional_actor_that_rolls_back_sends_nothing():
+    with pytest.raises(Boom), transaction.atomic():
+        resize.send(7)
+        raise Boom
+    assert not Event.objects.exists()
+
+
+def test_a_delay_of_a_transactional_actor_may_be_milliseconds():
+    with transaction.atomic():
+        resize.send_with_options(args=(7,), delay=60_000)
+    created, available = Delivery.objects.values_list("event__created_at", "available_at").get()
+    assert timedelta(seconds=59) < available - created < timedelta(seconds=65)
+
+
+# ---------------------------------------------------------------- waking the relay
+
+
+@pytest.mark.postgres
+def test_a_transaction_wakes_the_relay_once(monkeypatch):
+    woken = []
+    monkeypatch.setattr("outbox.wakeup.wake", woken.append)
+    with transaction.atomic():
+        publish("test.recorded")
+        with transaction.atomic():
+            publish("test.recorded")
+        assert woken == []
+    assert woken == ["default"]
+
+
+@pytest.mark.postgres
+def test_a_hook_of_a_rolled_back_savepoint_does_not_keep_the_next_one_from_waking(monkeypatch):
+    woken = []
+    monkeypatch.setattr("outbox.wakeup.wake", woken.append)
+    with transaction.atomic():
+        with pytest.raises(Boom), transaction.atomic():
+            publish("test.recorded")
+            raise Boom
+        publish("test.recorded")
+    assert woken == ["default"]
+
+
+@pytest.mark.postgres
+def test_a_rolled_back_transaction_wakes_nobody(monkeypatch):
+    woken = []
+    monkeypatch.setattr("outbox.wakeup.wake", woken.append)
+    with pytest.raises(Boom), transaction.atomic():
+        publish("test.recorded")
+        raise Boom
+    assert woken == []
+
+
+def test_context_of_one_thread_does_not_reach_another():
+    def other():
+        with transaction.atomic():
+            publish("nobody.listens", "other")
+        connection.close()
+
+    with outbox.context(tenant="acme"):
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+        with transaction.atomic():
+            publish("nobody.listens", "mine")
+    headers = {event.payload: event.headers for event in Event.objects.all()}
+    assert headers == {"mine": {"context": {"tenant": "acme"}}, "other": {}}

@@ -1,0 +1,82 @@
+"""The OUTBOX setting: read when used, converted, and refused with the remedy."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from outbox.conf import OutboxSettings, get_settings, problems
+from outbox.errors import InvalidSetting
+
+
+def test_without_the_setting_the_defaults_hold(settings: Any) -> None:
+    del settings.OUTBOX
+    assert get_settings() == OutboxSettings()
+
+
+def test_a_change_is_seen_at_once(settings: Any) -> None:
+    settings.OUTBOX = {"BATCH_SIZE": 7}
+    assert get_settings().batch_size == 7
+    settings.OUTBOX["BATCH_SIZE"] = 8
+    assert get_settings().batch_size == 8
+
+
+def test_the_same_settings_are_built_once(settings: Any) -> None:
+    settings.OUTBOX = {"BATCH_SIZE": 7}
+    assert get_settings() is get_settings()
+
+
+@pytest.mark.parametrize("value", [90, 90.0, timedelta(seconds=90)])
+def test_a_duration_is_a_timedelta_or_seconds(settings: Any, value: object) -> None:
+    settings.OUTBOX = {"CONFIRM_TIMEOUT": value}
+    assert get_settings().confirm_timeout == timedelta(seconds=90)
+
+
+def test_no_databases_named_means_the_default_one(settings: Any) -> None:
+    settings.OUTBOX = {"DATABASES": None}
+    assert get_settings().databases == ("default",)
+
+
+def test_an_unknown_key_is_refused_with_a_suggestion(settings: Any) -> None:
+    settings.OUTBOX = {"BATCHSIZE": 7}
+    with pytest.raises(InvalidSetting, match=r"'BATCHSIZE'\] is not a setting; did you mean 'BATCH_SIZE'"):
+        get_settings()
+
+
+def test_a_key_like_no_other_is_refused_without_a_suggestion() -> None:
+    assert problems({"COLOUR": "red"}) == ["OUTBOX['COLOUR'] is not a setting"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "remedy"),
+    [
+        ("BATCH_SIZE", "7", "of type int"),
+        ("BATCH_SIZE", True, "of type int"),
+        ("BATCH_SIZE", 0, "greater than zero"),
+        ("BATCH_SIZE", -1, "not be negative"),
+        ("LISTEN", 1, "of type bool"),
+        ("POLL_INTERVAL", "1s", "a timedelta or a number of seconds"),
+        ("POLL_INTERVAL", True, "a timedelta or a number of seconds"),
+        ("POLL_INTERVAL", 0, "greater than zero"),
+        ("RETENTION", timedelta(days=-1), "not be negative"),
+        ("DATABASES", "default", "a list of database aliases or None"),
+        ("DATABASES", [1], "a list of database aliases or None"),
+        ("DATABASES", ["default", "absent"], "choose from ['default'"),
+        ("DATABASES", [], "choose from ['default'"),
+    ],
+)
+def test_a_value_that_is_refused_is_named_with_the_remedy(key: str, value: Any, remedy: str) -> None:
+    (problem,) = problems({key: value})
+    assert problem.startswith(f"OUTBOX[{key!r}] is {value!r}; ")
+    assert remedy in problem
+
+
+@pytest.mark.parametrize("key", ["RETENTION", "FAILED_RETENTION", "MAX_REDELIVERIES", "TRUSTED_PROXIES"])
+def test_zero_is_a_choice_where_it_means_something(key: str) -> None:
+    assert problems({key: 0}) == []
+
+
+def test_every_fault_is_reported_and_not_only_the_first() -> None:
+    assert len(problems({"BATCH_SIZE": 0, "LISTEN": "no", "COLOUR": "red", "STATS": False})) == 3
