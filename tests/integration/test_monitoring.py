@@ -308,7 +308,7 @@ def test_what_the_outbox_connects_is_left_alone():
 
 @pytest.mark.django_db(transaction=True)
 def test_the_thread_writes_counts_after_a_while_and_keeps_no_connection(monkeypatch):
-    monkeypatch.setattr("outbox.confirmations.COUNT_INTERVAL_S", 0.01)
+    monkeypatch.setattr("outbox.confirmations.flushing.COUNT_INTERVAL_S", 0.01)
     monkeypatch.setattr(confirmations, "holds_counts", False)
     try:
         greet("you")
@@ -324,7 +324,7 @@ def test_the_thread_writes_counts_after_a_while_and_keeps_no_connection(monkeypa
 
 @pytest.mark.django_db(transaction=True)
 def test_counting_goes_on_after_a_worker_of_the_process_has_shut_down(monkeypatch):
-    monkeypatch.setattr("outbox.confirmations.COUNT_INTERVAL_S", 0.01)
+    monkeypatch.setattr("outbox.confirmations.flushing.COUNT_INTERVAL_S", 0.01)
     greet("you")
     confirmations.close()
     monkeypatch.setattr(confirmations, "holds_counts", False)

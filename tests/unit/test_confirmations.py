@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from django.db import DataError, OperationalError
 
-from outbox import confirmations as module
-from outbox.confirmations import Batch, Confirmations
+from outbox.confirmations import Batch, Confirmations, flushing, writing
+from outbox.confirmations import buffer as buffering
 from outbox.models import Tally
 from outbox.outcomes import Outcome
 from tests.processes import wait_until
@@ -53,8 +53,8 @@ class Database:
 def database(monkeypatch: pytest.MonkeyPatch) -> Database:
     """Return a database that is there, until it is told to be away."""
     database = Database()
-    monkeypatch.setattr(module, "_write", database.write)
-    monkeypatch.setattr(module, "RETRY_INTERVAL_S", 0.01)
+    monkeypatch.setattr(writing, "write", database.write)
+    monkeypatch.setattr(flushing, "RETRY_INTERVAL_S", 0.01)
     return database
 
 
@@ -70,7 +70,7 @@ def buffer(database: Database) -> Iterator[Confirmations]:
 @pytest.fixture
 def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Put the tick off, so that only size and shutdown flush."""
-    monkeypatch.setattr(module, "FLUSH_INTERVAL_S", 600)
+    monkeypatch.setattr(flushing, "FLUSH_INTERVAL_S", 600)
 
 
 def outcome(delivery_id: int = 1, status: str = SUCCEEDED, **fields: Any) -> Outcome:
@@ -112,10 +112,10 @@ def test_a_full_buffer_is_flushed_without_waiting_for_the_tick(
     buffer: Confirmations, database: Database
 ) -> None:
     buffer.add(outcome(1))
-    buffer.add(*map(outcome, range(2, module.FLUSH_SIZE)))
+    buffer.add(*map(outcome, range(2, flushing.FLUSH_SIZE)))
     assert database.written == []
-    buffer.add(outcome(module.FLUSH_SIZE))
-    wait_until(lambda: len(database.written) == module.FLUSH_SIZE, what="a flush by size")
+    buffer.add(outcome(flushing.FLUSH_SIZE))
+    wait_until(lambda: len(database.written) == flushing.FLUSH_SIZE, what="a flush by size")
 
 
 def test_a_single_outcome_is_flushed_by_the_tick(buffer: Confirmations, database: Database) -> None:
@@ -202,10 +202,10 @@ def test_a_row_that_somebody_has_locked_is_tried_again(
     buffer: Confirmations, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     locked = outcome(2)
-    monkeypatch.setattr(module, "_write", lambda _alias, batch: (Batch({2: batch.outcomes[2]}), {1}))
+    monkeypatch.setattr(writing, "write", lambda _alias, batch: (Batch({2: batch.outcomes[2]}), {1}))
     buffer.add(outcome(1), locked)
     assert not buffer.flush()
-    monkeypatch.setattr(module, "_write", database.write)
+    monkeypatch.setattr(writing, "write", database.write)
     wait_until(buffer.flush, what="the locked row to be written")
     assert database.written == [locked]
 
@@ -223,8 +223,8 @@ def test_an_outcome_that_the_database_refuses_does_not_keep_the_others(
         singly.extend(batch.outcomes)
         return Batch(), set(batch.outcomes)
 
-    monkeypatch.setattr(module, "_write", refuse)
-    monkeypatch.setattr(module, "_write_singly", write_singly)
+    monkeypatch.setattr(writing, "write", refuse)
+    monkeypatch.setattr(writing, "write_singly", write_singly)
     buffer.add(outcome(1), outcome(2))
     assert buffer.flush()
     assert singly == [1, 2]
@@ -237,7 +237,7 @@ def test_beyond_its_bound_the_buffer_gives_up_the_oldest(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(module, "MAX_BUFFERED", 2)
+    monkeypatch.setattr(buffering, "MAX_BUFFERED", 2)
     buffer.add(outcome(1), outcome(2), outcome(3))
     buffer.flush()
     assert set(database.statuses) == {2, 3}

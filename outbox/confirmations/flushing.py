@@ -1,4 +1,4 @@
-"""Outcomes on their way back from the workers to the table: buffered, and flushed in bulk."""
+"""The buffer of one process, and the thread that flushes it."""
 
 from __future__ import annotations
 
@@ -9,20 +9,16 @@ import threading
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
 
-from django.db import DataError, Error, connections, transaction
-from django.db.models import Q
-from django.db.models.functions import Now
+from django.db import DataError, connections
 
-from .conf import get_settings
-from .lifecycle import delivery_failed
-from .models import Delivery, HandlerStats, Tally
-from .outcomes import Outcome
-from .registry import registry
-from .wakeup import wake
+from ..conf import get_settings
+from ..lifecycle import delivery_failed
+from ..models import Delivery, Tally
+from ..outcomes import Outcome
+from . import writing
+from .buffer import Batch
 
 logger = logging.getLogger(__name__)
 
@@ -34,66 +30,10 @@ RETRY_INTERVAL_S = 0.2
 CLOSE_TIMEOUT_S = 30.0
 # A process that ends and has only counts to lose waits no longer than this for its database.
 EXIT_TIMEOUT_S = 2.0
-# Outcomes held while the database is away. Beyond it the oldest are given up: their deliveries count as
-# unconfirmed, and are sent again.
-MAX_BUFFERED = 200_000
 
 _Status = Delivery.Status
 
 _diverted: ContextVar[list[Outcome] | None] = ContextVar("outbox_diverted", default=None)
-
-
-@dataclass(slots=True)
-class Batch:
-    """What one database is to be told."""
-
-    outcomes: dict[int, Outcome] = field(default_factory=dict)
-    tallies: dict[str, Tally] = field(default_factory=dict)
-    lanes: set[tuple[str, str]] = field(default_factory=set)
-
-    def keep(self, outcome: Outcome) -> None:
-        """Keep the latest outcome of a delivery; as in the table, what has ended gives way to success alone.
-
-        A retry may fail for good before the thread that asked for it comes to say so.
-        """
-        earlier = self.outcomes.get(outcome.delivery_id)
-        if earlier is None or earlier.status in _starts(outcome):
-            self.outcomes[outcome.delivery_id] = outcome
-        if len(self.outcomes) > MAX_BUFFERED:
-            del self.outcomes[next(iter(self.outcomes))]
-            logger.error("the buffer of outcomes is full; the oldest delivery will be sent again")
-
-    def tally(self, handler: str) -> Tally:
-        """Return the tally of a handler."""
-        tally = self.tallies.get(handler)
-        if tally is None:
-            tally = self.tallies[handler] = Tally()
-        return tally
-
-    @classmethod
-    def of(cls, outcomes: Sequence[Outcome]) -> Batch:
-        """Return the outcomes as a batch that counts nothing."""
-        return cls(
-            {outcome.delivery_id: outcome for outcome in outcomes},
-            lanes={(outcome.handler, outcome.lane) for outcome in outcomes if outcome.lane},
-        )
-
-    def split(self, size: int) -> list[Batch]:
-        """Return pieces of at most `size` outcomes; the lanes are with the last, as they go on after all."""
-        outcomes = list(self.outcomes.items())
-        pieces = [Batch(dict(outcomes[start : start + size])) for start in range(0, len(outcomes), size)]
-        pieces = pieces or [Batch()]
-        pieces[0].tallies, pieces[-1].lanes = self.tallies, self.lanes
-        return pieces
-
-    def put_back(self, older: Batch) -> None:
-        """Take back what could not be written."""
-        newer, self.outcomes = self.outcomes, older.outcomes
-        for outcome in newer.values():
-            self.keep(outcome)
-        for handler, tally in older.tallies.items():
-            self.tally(handler).add(tally)
-        self.lanes |= older.lanes
 
 
 class Confirmations:
@@ -279,10 +219,10 @@ class Confirmations:
         """Write a piece; return what waits (the piece itself if nothing was written), and the failures."""
         try:
             try:
-                left, written = _write(database, piece)
+                left, written = writing.write(database, piece)
             except DataError:
                 logger.exception("database %r refused a batch; its outcomes go one by one", database)
-                left, written = _write_singly(database, piece)
+                left, written = writing.write_singly(database, piece)
         except Exception:
             # Whatever it is, the outcomes are worth more than this thread's peace.
             logger.warning(
@@ -291,7 +231,7 @@ class Confirmations:
             if not connections[database].in_atomic_block:
                 connections[database].close()
             return piece, []
-        left.lanes |= _release_lanes(database, piece.lanes)
+        left.lanes |= writing.release_lanes(database, piece.lanes)
         return left, [piece.outcomes[pk] for pk in written if piece.outcomes[pk].status == _Status.FAILED]
 
 
@@ -304,17 +244,6 @@ def _close_at_exit(buffer: Confirmations) -> None:
 confirmations = Confirmations()
 
 
-def _write(database: str, piece: Batch) -> tuple[Batch, set[int]]:
-    connection = connections[database]
-    # Kept open between flushes whatever CONN_MAX_AGE says: that is meant for requests.
-    if not connection.in_atomic_block and connection.errors_occurred:
-        connection.close()
-    with transaction.atomic(using=database):
-        left, written = confirm(list(piece.outcomes.values()), database)
-        HandlerStats.objects.using(database).add(piece.tallies)
-    return Batch.of(left), written
-
-
 def _tell(failures: Sequence[Outcome]) -> None:
     for outcome in failures:
         delivery_failed.send_robust(
@@ -324,101 +253,3 @@ def _tell(failures: Sequence[Outcome]) -> None:
             handler=outcome.handler,
             error=outcome.error,
         )
-
-
-def _release_lanes(database: str, lanes: set[tuple[str, str]]) -> set[tuple[str, str]]:
-    """Let the next of each lane go, after the transaction that ended the one before; return what waits."""
-    try:
-        if lanes and Delivery.objects.using(database).release_lanes(lanes, skipping=registry.skipping()):
-            wake(database, urgent=True)
-    except Error:
-        logger.warning("database %r is away; %d lanes wait", database, len(lanes), exc_info=True)
-        return lanes
-    return set()
-
-
-def _write_singly(database: str, piece: Batch) -> tuple[Batch, set[int]]:
-    left, written = list[Outcome](), set[int]()
-    for outcome in piece.outcomes.values():
-        try:
-            with transaction.atomic(using=database):
-                locked, done = confirm([outcome], database)
-        except DataError:
-            logger.exception("the outcome of delivery %d was refused", outcome.delivery_id)
-        else:
-            left += locked
-            written |= done
-    return Batch.of(left), written
-
-
-# A row that somebody has locked (the relay that is about to commit its dispatch, a transactional handler) is
-# passed over and tried again, so that it does not hold up all other confirmations. Success is true whatever
-# the row says meanwhile; the other outcomes only end what is still open.
-_CONFIRM = """
-WITH outcome AS (
-    SELECT * FROM unnest(%s::bigint[], %s::text[], %s::text[], %s::interval[]) AS o(id, status, error, wait)
-), locked AS (
-    SELECT d.id FROM outbox_delivery d JOIN outcome o USING (id)
-    WHERE d.status IN ('pending', 'dispatched') OR (d.status = 'failed' AND o.status = 'succeeded')
-    FOR NO KEY UPDATE OF d SKIP LOCKED
-)
-UPDATE outbox_delivery d SET
-    status = o.status,
-    error = CASE WHEN o.error = '' THEN d.error ELSE o.error END,
-    held = CASE WHEN o.status = 'pending' THEN '' ELSE d.held END,
-    available_at = CASE WHEN o.status = 'pending' THEN statement_timestamp() + o.wait ELSE d.available_at END,
-    confirm_by = CASE WHEN o.status = 'dispatched' THEN statement_timestamp() + o.wait + %s END,
-    finished_at = CASE WHEN o.status IN ('pending', 'dispatched') THEN NULL ELSE statement_timestamp() END
-FROM outcome o JOIN locked USING (id)
-WHERE d.id = o.id
-RETURNING d.id
-"""
-
-
-def confirm(outcomes: Sequence[Outcome], database: str) -> tuple[list[Outcome], set[int]]:
-    """Write outcomes in one statement.
-
-    Returns:
-        Those whose rows were locked by somebody else, and the ids of the deliveries that were changed.
-    """
-    if not outcomes:
-        return [], set()
-    if connections[database].vendor != "postgresql":
-        return [], {one.delivery_id for one in outcomes if _confirm_portably(one, database)}
-    columns = [
-        [getattr(one, name) for one in outcomes] for name in ("delivery_id", "status", "error", "wait")
-    ]
-    parameters: list[Any] = [*columns, get_settings().confirm_timeout]
-    with connections[database].cursor() as cursor:
-        cursor.execute(_CONFIRM, parameters)
-        written = {row[0] for row in cursor.fetchall()}
-    missed = [outcome for outcome in outcomes if outcome.delivery_id not in written]
-    return (_still_wanted(missed, database) if missed else []), written
-
-
-def _still_wanted(missed: Sequence[Outcome], database: str) -> list[Outcome]:
-    deliveries = Delivery.objects.using(database).filter(pk__in=[outcome.delivery_id for outcome in missed])
-    states = dict(deliveries.values_list("pk", "status"))
-    for outcome in missed:
-        if outcome.delivery_id not in states:
-            logger.warning("delivery %d no longer exists; its outcome is dropped", outcome.delivery_id)
-    return [outcome for outcome in missed if states.get(outcome.delivery_id) in _starts(outcome)]
-
-
-def _starts(outcome: Outcome) -> tuple[str, ...]:
-    start = (str(_Status.PENDING), str(_Status.DISPATCHED))
-    return (*start, str(_Status.FAILED)) if outcome.status == _Status.SUCCEEDED else start
-
-
-def _confirm_portably(outcome: Outcome, database: str) -> bool:
-    open_now = Q(pk=outcome.delivery_id, status__in=_starts(outcome))
-    changes: dict[str, object] = {"status": outcome.status, "confirm_by": None, "finished_at": None}
-    if outcome.error:
-        changes["error"] = outcome.error
-    if outcome.status == _Status.PENDING:
-        changes |= {"available_at": Now() + outcome.wait, "held": ""}
-    elif outcome.status == _Status.DISPATCHED:
-        changes["confirm_by"] = Now() + outcome.wait + get_settings().confirm_timeout
-    else:
-        changes["finished_at"] = Now()
-    return bool(Delivery.objects.using(database).filter(open_now).update(**changes))

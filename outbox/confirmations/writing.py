@@ -1,0 +1,128 @@
+"""The statements that write outcomes and counts into the tables."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from django.db import DataError, Error, connections, transaction
+from django.db.models import Q
+from django.db.models.functions import Now
+
+from ..conf import get_settings
+from ..models import Delivery, HandlerStats
+from ..outcomes import Outcome
+from ..registry import registry
+from ..wakeup import wake
+from .buffer import Batch, states_before
+
+logger = logging.getLogger(__name__)
+
+_Status = Delivery.Status
+
+
+def write(database: str, piece: Batch) -> tuple[Batch, set[int]]:
+    """Write a batch in one transaction; return what waits for locked rows, and the deliveries changed."""
+    connection = connections[database]
+    # Kept open between flushes whatever CONN_MAX_AGE says: that is meant for requests.
+    if not connection.in_atomic_block and connection.errors_occurred:
+        connection.close()
+    with transaction.atomic(using=database):
+        left, written = confirm(list(piece.outcomes.values()), database)
+        HandlerStats.objects.using(database).add(piece.tallies)
+    return Batch.of(left), written
+
+
+def write_singly(database: str, piece: Batch) -> tuple[Batch, set[int]]:
+    """Write a batch that was refused, one outcome at a time; what is refused alone is dropped."""
+    left, written = list[Outcome](), set[int]()
+    for outcome in piece.outcomes.values():
+        try:
+            with transaction.atomic(using=database):
+                locked, done = confirm([outcome], database)
+        except DataError:
+            logger.exception("the outcome of delivery %d was refused", outcome.delivery_id)
+        else:
+            left += locked
+            written |= done
+    return Batch.of(left), written
+
+
+def release_lanes(database: str, lanes: set[tuple[str, str]]) -> set[tuple[str, str]]:
+    """Let the next of each lane go, after the transaction that ended the one before; return what waits."""
+    try:
+        if lanes and Delivery.objects.using(database).release_lanes(lanes, skipping=registry.skipping()):
+            wake(database, urgent=True)
+    except Error:
+        logger.warning("database %r is away; %d lanes wait", database, len(lanes), exc_info=True)
+        return lanes
+    return set()
+
+
+# A row that somebody has locked (the relay that is about to commit its dispatch, a transactional handler) is
+# passed over and tried again, so that it does not hold up all other confirmations. Success is true whatever
+# the row says meanwhile; the other outcomes only end what is still open.
+_CONFIRM = """
+WITH outcome AS (
+    SELECT * FROM unnest(%s::bigint[], %s::text[], %s::text[], %s::interval[]) AS o(id, status, error, wait)
+), locked AS (
+    SELECT d.id FROM outbox_delivery d JOIN outcome o USING (id)
+    WHERE d.status IN ('pending', 'dispatched') OR (d.status = 'failed' AND o.status = 'succeeded')
+    FOR NO KEY UPDATE OF d SKIP LOCKED
+)
+UPDATE outbox_delivery d SET
+    status = o.status,
+    error = CASE WHEN o.error = '' THEN d.error ELSE o.error END,
+    held = CASE WHEN o.status = 'pending' THEN '' ELSE d.held END,
+    available_at = CASE WHEN o.status = 'pending' THEN statement_timestamp() + o.wait ELSE d.available_at END,
+    confirm_by = CASE WHEN o.status = 'dispatched' THEN statement_timestamp() + o.wait + %s END,
+    finished_at = CASE WHEN o.status IN ('pending', 'dispatched') THEN NULL ELSE statement_timestamp() END
+FROM outcome o JOIN locked USING (id)
+WHERE d.id = o.id
+RETURNING d.id
+"""
+
+
+def confirm(outcomes: Sequence[Outcome], database: str) -> tuple[list[Outcome], set[int]]:
+    """Write outcomes in one statement.
+
+    Returns:
+        Those whose rows were locked by somebody else, and the ids of the deliveries that were changed.
+    """
+    if not outcomes:
+        return [], set()
+    if connections[database].vendor != "postgresql":
+        return [], {one.delivery_id for one in outcomes if _confirm_portably(one, database)}
+    columns = [
+        [getattr(one, name) for one in outcomes] for name in ("delivery_id", "status", "error", "wait")
+    ]
+    parameters: list[Any] = [*columns, get_settings().confirm_timeout]
+    with connections[database].cursor() as cursor:
+        cursor.execute(_CONFIRM, parameters)
+        written = {row[0] for row in cursor.fetchall()}
+    missed = [outcome for outcome in outcomes if outcome.delivery_id not in written]
+    return (_still_wanted(missed, database) if missed else []), written
+
+
+def _still_wanted(missed: Sequence[Outcome], database: str) -> list[Outcome]:
+    deliveries = Delivery.objects.using(database).filter(pk__in=[outcome.delivery_id for outcome in missed])
+    states = dict(deliveries.values_list("pk", "status"))
+    for outcome in missed:
+        if outcome.delivery_id not in states:
+            logger.warning("delivery %d no longer exists; its outcome is dropped", outcome.delivery_id)
+    return [outcome for outcome in missed if states.get(outcome.delivery_id) in states_before(outcome)]
+
+
+def _confirm_portably(outcome: Outcome, database: str) -> bool:
+    open_now = Q(pk=outcome.delivery_id, status__in=states_before(outcome))
+    changes: dict[str, object] = {"status": outcome.status, "confirm_by": None, "finished_at": None}
+    if outcome.error:
+        changes["error"] = outcome.error
+    if outcome.status == _Status.PENDING:
+        changes |= {"available_at": Now() + outcome.wait, "held": ""}
+    elif outcome.status == _Status.DISPATCHED:
+        changes["confirm_by"] = Now() + outcome.wait + get_settings().confirm_timeout
+    else:
+        changes["finished_at"] = Now()
+    return bool(Delivery.objects.using(database).filter(open_now).update(**changes))
