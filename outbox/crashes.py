@@ -18,8 +18,7 @@ from django.db import Error, connections
 from .conf import get_settings
 from .journal import Journal, folder_for, left_behind
 from .lifecycle import delivery_failed
-from .models import Delivery
-from .models.delivery import CRASHED
+from .models import CRASHED, Delivery
 from .runs import Run
 
 logger = logging.getLogger(__name__)

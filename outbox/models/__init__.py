@@ -1,13 +1,15 @@
 """The tables, and the verbs that change their state."""
 
-from .delivery import Delivery, DeliveryQuerySet, storable
+from .delivery import Delivery
 from .event import Event, EventQuerySet
 from .heartbeat import RelayHeartbeat
 from .pause import PausedHandler
 from .recording import NewDelivery, NewEvent
 from .stats import HandlerStats, HandlerStatsQuerySet, HistogramField, Tally
+from .verbs import CRASHED, DeliveryQuerySet, storable
 
 __all__ = [
+    "CRASHED",
     "Delivery",
     "DeliveryQuerySet",
     "Event",

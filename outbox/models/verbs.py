@@ -1,0 +1,292 @@
+"""The verbs that change a delivery's state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import timedelta
+from functools import partial
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from django.db import connections, models, transaction
+from django.db.models import Case, F, Q, Value, When
+from django.db.models.functions import Concat, Least, Now
+
+from . import lanes
+from .recording import NewDelivery
+from .states import UNSETTLED, DeliveryStatus, Held
+
+if TYPE_CHECKING:
+    from .delivery import Delivery  # noqa: F401  # within quotes below
+
+CRASHED = (
+    "crashed: {} workers died while they ran it, out of memory, of a segmentation fault or killed; "
+    "what their processes logged last says more"
+)
+# Enough for a traceback of any sane depth; the end of it says what went wrong.
+MAX_ERROR_CHARS = 20_000
+
+EXPIRED = "expired before it was dispatched"
+NEVER_CONFIRMED = "never confirmed: {} dispatches, and no worker reported an outcome"
+
+
+_SETTLE = """
+WITH mine AS MATERIALIZED (
+    SELECT id FROM unnest(%s::bigint[]) AS asked(id)
+    WHERE pg_try_advisory_xact_lock(hashtextextended('outbox_delivery', id))
+)
+UPDATE outbox_delivery d SET status = 'succeeded', finished_at = statement_timestamp(), confirm_by = NULL
+FROM mine WHERE d.id = mine.id AND d.status IN ('pending', 'dispatched')
+RETURNING d.id
+"""
+
+
+def storable(text: str) -> str:
+    """Return an error as the database takes it: without NUL and lone surrogates, and not too long."""
+    return text[-MAX_ERROR_CHARS:].replace("\0", "\\0").encode("utf-8", "replace").decode()
+
+
+class DeliveryQuerySet(models.QuerySet["Delivery"]):
+    """Verbs on deliveries: each is one statement, and each says which states it starts from."""
+
+    release_lanes = lanes.release_lanes
+    held_lanes = lanes.held_lanes
+
+    def pending(self) -> DeliveryQuerySet:
+        """Keep those that wait to be dispatched, due or not."""
+        return self.filter(status=DeliveryStatus.PENDING)
+
+    def due(self, queues: Iterable[str] = ()) -> DeliveryQuerySet:
+        """Keep those that a relay may claim now, in the order in which it does."""
+        due = self.pending().filter(held="", available_at__lte=Now()).order_by("available_at", "id")
+        return due.filter(queue__in=list(queues)) if queues else due
+
+    def held_for(self, handler: str, wait: timedelta) -> DeliveryQuerySet:
+        """Keep those of a batched handler whose events are due, in the order of their publication."""
+        held = self.pending().filter(held=Held.BATCH, handler=handler)
+        return held.filter(available_at__lte=Now() + wait).order_by("id")
+
+    def unconfirmed(self) -> DeliveryQuerySet:
+        """Keep those handed to the broker whose outcome is not known yet."""
+        return self.filter(status=DeliveryStatus.DISPATCHED)
+
+    def overdue(self) -> DeliveryQuerySet:
+        """Keep those whose confirmation should have come by now."""
+        return self.unconfirmed().filter(confirm_by__lt=Now())
+
+    def crashed(self) -> DeliveryQuerySet:
+        """Keep those that a worker died of, unless they are settled."""
+        return self.filter(crashes__gt=0, status__in=UNSETTLED)
+
+    def failed(self) -> DeliveryQuerySet:
+        """Keep those that wait for an operator."""
+        return self.filter(status=DeliveryStatus.FAILED)
+
+    def still_needed(self, failed_retention: timedelta) -> DeliveryQuerySet:
+        """Keep those whose event must not be pruned: unfinished, or failed not long ago."""
+        unfinished = Q(status__in=(DeliveryStatus.PENDING, DeliveryStatus.DISPATCHED))
+        return self.filter(
+            unfinished | Q(status=DeliveryStatus.FAILED, finished_at__gt=Now() - failed_retention)
+        )
+
+    def prunable(self, failed_retention: timedelta) -> DeliveryQuerySet:
+        """Keep those that are done with."""
+        done = Q(status__in=(DeliveryStatus.SUCCEEDED, DeliveryStatus.DISCARDED))
+        return self.filter(done | Q(status=DeliveryStatus.FAILED, finished_at__lte=Now() - failed_retention))
+
+    def mark_dispatched(self, confirm_timeout: timedelta | None) -> int:
+        """Record that pending deliveries go to the broker; without a timeout nobody will confirm them."""
+        outcome: dict[str, Any] = {"status": DeliveryStatus.SUCCEEDED, "finished_at": Now()}
+        if confirm_timeout is not None:
+            outcome = {"status": DeliveryStatus.DISPATCHED, "confirm_by": Now() + confirm_timeout}
+        attempts = Least(F("attempts") + 1, 32767)
+        return self.pending().update(attempts=attempts, dispatched_at=Now(), **outcome)
+
+    def settle(self, ids: Sequence[int]) -> set[int]:
+        """Mark unfinished deliveries as succeeded ahead of their run, within the transaction of the run.
+
+        The advisory lock tells copies of one message apart from the relay, whose row lock, held until its
+        dispatch is committed, is worth waiting for.
+
+        Returns:
+            The ids of those that are this transaction's to run.
+        """
+        if connections[self.db].vendor == "postgresql":
+            with connections[self.db].cursor() as cursor:
+                cursor.execute(_SETTLE, [list(ids)])
+                return {row[0] for row in cursor.fetchall()}
+        open_ones = self.filter(pk__in=ids, status__in=(DeliveryStatus.PENDING, DeliveryStatus.DISPATCHED))
+        mine = set(open_ones.values_list("pk", flat=True))
+        open_ones.update(status=DeliveryStatus.SUCCEEDED, finished_at=Now(), confirm_by=None)
+        return mine
+
+    def reopen(self) -> int:
+        """Take back what `settle` did, within the same transaction."""
+        return self.update(status=DeliveryStatus.DISPATCHED, finished_at=None)
+
+    def reschedule(self, delay: timedelta, error: str) -> int:
+        """Send deliveries that were just claimed back to pending, due after `delay`, with the reason."""
+        return self.update(
+            status=DeliveryStatus.PENDING,
+            available_at=Now() + delay,
+            held="",
+            confirm_by=None,
+            finished_at=None,
+            error=storable(error),
+        )
+
+    def release(self, delay: timedelta, error: str) -> int:
+        """Send deliveries that were claimed but never sent back to pending; it costs them no attempt."""
+        self.update(attempts=F("attempts") - 1)
+        return self.reschedule(delay, error)
+
+    def hold(self, held: str) -> int:
+        """Send deliveries that were just claimed back to pending, to wait for something other than time."""
+        return self.update(
+            status=DeliveryStatus.PENDING,
+            attempts=F("attempts") - 1,
+            held=held,
+            confirm_by=None,
+            finished_at=None,
+        )
+
+    def let_go(self, handler: str, *, limit: int) -> int:
+        """Stop holding deliveries of a handler that was paused; return how many."""
+        held = self.pending().filter(held=Held.PAUSE, handler=handler).order_by("id")[:limit]
+        return self.filter(pk__in=list(held.values_list("pk", flat=True))).update(held="")
+
+    def let_go_stranded(self, *, paused: Iterable[str], batched: Iterable[str], limit: int) -> int:
+        """Stop holding what nothing holds any more; return how many.
+
+        A relay may have held deliveries of a handler at the very moment in which it was resumed, and one that
+        was batched when they were published may be so no longer.
+
+        Args:
+            paused: the handlers that are paused.
+            batched: the handlers that are batched, as far as this process knows.
+        """
+        pending = self.pending()
+        stranded = pending.filter(held=Held.PAUSE).exclude(handler__in=list(paused))
+        stranded |= pending.filter(held=Held.BATCH).exclude(handler__in=list(batched))
+        ids = list(stranded.order_by().values_list("pk", flat=True)[:limit])
+        return pending.filter(pk__in=ids).update(held="")
+
+    def lane(self, handler: str, key: str, *, skipping: Sequence[str]) -> DeliveryQuerySet:
+        """Keep the unfinished deliveries of a lane, first in first; a failed one blocks unless skipped."""
+        blocking = [DeliveryStatus.PENDING, DeliveryStatus.DISPATCHED]
+        if handler not in skipping:
+            blocking.append(DeliveryStatus.FAILED)
+        return self.filter(handler=handler, key=key, status__in=blocking).exclude(key="").order_by("id")
+
+    def fail(self, error: str) -> int:
+        """End deliveries as failed, with the reason."""
+        return self.update(
+            status=DeliveryStatus.FAILED, finished_at=Now(), confirm_by=None, error=storable(error)
+        )
+
+    def crash(self, *, max_crashes: int) -> dict[int, str]:
+        """Count that a worker died while it ran these, and fail those of which too many did.
+
+        Returns:
+            The handlers of those that failed, by their ids.
+
+        Raises:
+            OperationalError: if somebody has locked one of them, as another copy that runs may for long.
+        """
+        rows = self.filter(status__in=UNSETTLED)
+        if connections[self.db].features.has_select_for_update_nowait:
+            rows = rows.select_for_update(nowait=True)
+        with transaction.atomic(using=self.db):
+            crashed = self.filter(pk__in=list(rows.values_list("pk", flat=True)))
+            crashed.update(crashes=F("crashes") + 1)
+            spent = crashed.filter(crashes__gte=max_crashes).exclude(status=DeliveryStatus.FAILED)
+            failing = dict(spent.values_list("pk", "handler"))
+            spent.fail(CRASHED.format(max_crashes))
+        return failing
+
+    def extend(self, timeout: timedelta) -> int:
+        """Wait longer for the confirmation of overdue deliveries."""
+        with transaction.atomic(using=self.db):
+            ids = list(self.overdue()._unlocked().values_list("pk", flat=True))
+            return self.filter(pk__in=ids).update(confirm_by=Now() + timeout)
+
+    def redeliver_overdue(self, *, limit: int, max_redeliveries: int) -> tuple[int, int]:
+        """Send again what was never confirmed, or fail it once that has been tried often enough.
+
+        Returns:
+            How many went back to pending, and how many failed.
+        """
+        rows = self.overdue().order_by("confirm_by")._unlocked()
+        with transaction.atomic(using=self.db):
+            overdue = dict(rows.values_list("pk", "redeliveries")[:limit])
+            spent = [pk for pk, redeliveries in overdue.items() if redeliveries >= max_redeliveries]
+            failed = self.filter(pk__in=spent).fail(NEVER_CONFIRMED.format(max_redeliveries + 1))
+            again = self.filter(pk__in=overdue.keys() - set(spent)).update(
+                status=DeliveryStatus.PENDING,
+                available_at=Now(),
+                held="",
+                confirm_by=None,
+                redeliveries=F("redeliveries") + 1,
+            )
+        return again, failed
+
+    def _unlocked(self) -> DeliveryQuerySet:
+        """Lock rows for this transaction, passing over those that a transactional handler has locked."""
+        if connections[self.db].features.has_select_for_update_skip_locked:
+            return self.select_for_update(skip_locked=True)
+        return self
+
+    def retry(self) -> int:
+        """Give failed deliveries a fresh start, on an operator's word."""
+        return self.failed().update(
+            status=DeliveryStatus.PENDING,
+            available_at=Now(),
+            held="",
+            attempts=0,
+            # Marks the message as a copy that is looked up, since the one before may run after all.
+            redeliveries=1,
+            crashes=0,
+            finished_at=None,
+            confirm_by=None,
+        )
+
+    def replay(self, deliveries: Iterable[tuple[UUID, NewDelivery]]) -> int:
+        """Write new deliveries of old events, as if they were published now, on an operator's word."""
+        new = [
+            self.model(
+                event_id=event_id,
+                handler=to.handler,
+                queue=to.queue,
+                key=to.key,
+                held=to.held,
+                available_at=Now() + to.wait,
+            )
+            for event_id, to in deliveries
+        ]
+        self.bulk_create(new, batch_size=1000)
+        return len(new)
+
+    def discard(self, reason: str, *, skipping: Sequence[str] = ()) -> int:
+        """End failed or pending deliveries for good, on an operator's word; lanes behind them go on.
+
+        Args:
+            skipping: handlers whose lanes go on past a failed delivery, as for `release_lanes`.
+        """
+        rows = self.filter(status__in=(DeliveryStatus.FAILED, DeliveryStatus.PENDING))
+        behind = list(rows.exclude(key="").order_by().values_list("handler", "key").distinct())
+        # The error that made an operator give up stays below the reason.
+        error = Concat(Value(f"{reason}\n\n"), "error", output_field=models.TextField())
+        count = rows.update(
+            status=DeliveryStatus.DISCARDED,
+            finished_at=Now(),
+            confirm_by=None,
+            error=Case(When(error="", then=Value(reason)), default=error, output_field=models.TextField()),
+        )
+        if behind:
+            release = partial(self.model.objects.using(self.db).release_lanes, behind, skipping=skipping)
+            transaction.on_commit(release, using=self.db)
+        return count
+
+    def expire(self) -> int:
+        """End deliveries that were just claimed, since it is too late for them."""
+        return self.update(status=DeliveryStatus.DISCARDED, finished_at=Now(), confirm_by=None, error=EXPIRED)
