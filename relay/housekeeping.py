@@ -12,6 +12,7 @@ from uuid import uuid4
 
 from django.db.models.functions import Now
 
+from outbox.conf import get_settings
 from outbox.models import Delivery, PausedHandler, RelayHeartbeat
 from outbox.pruning import Pruning
 from outbox.registry import registry
@@ -19,7 +20,11 @@ from outbox.registry import registry
 from .redelivery import Ask, Redelivery
 
 BEAT_INTERVAL_S = 5.0
+# What is overdue is looked for this often, and oftener where deliveries are overdue sooner: at four looks a
+# timeout, the last one adds a quarter to it at most.
 REDELIVER_INTERVAL_S = 10.0
+REDELIVER_LOOKS = 4
+SHORTEST_REDELIVER_INTERVAL_S = 0.5
 PRUNE_INTERVAL_S = 60.0
 HELD_INTERVAL_S = 5.0
 LANE_CHUNK = 1000
@@ -59,7 +64,7 @@ class Housekeeping:
         self._beat = Chore(BEAT_INTERVAL_S, self.beat)
         self._chores = (
             self._beat,
-            Chore(REDELIVER_INTERVAL_S, self.redeliver),
+            Chore(_redeliver_interval_s(), self.redeliver),
             Chore(HELD_INTERVAL_S, self.release_held),
             Chore(PRUNE_INTERVAL_S, self.prune),
         )
@@ -121,3 +126,8 @@ class Housekeeping:
     def leave(self) -> None:
         """Say that this relay has stopped."""
         RelayHeartbeat.objects.using(self._database).filter(pk=self.relay_id).delete()
+
+
+def _redeliver_interval_s() -> float:
+    share_s = get_settings().confirm_timeout.total_seconds() / REDELIVER_LOOKS
+    return max(SHORTEST_REDELIVER_INTERVAL_S, min(share_s, REDELIVER_INTERVAL_S))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -26,9 +27,16 @@ _session = ExitStack()
 
 @pytest.hookimpl(tryfirst=True)  # pytest-django sets Django up in a later implementation of the same hook
 def pytest_configure(config: pytest.Config) -> None:
-    """Start or find the database, and name the settings."""
+    """Start or find the database, and name the settings.
+
+    With several test processes (`-n`) the one that hands out the tests starts the server, on which each of
+    the others makes a database of its own.
+    """
     if config.getoption("version", 0) or config.getoption("help", False):
         return
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # As the background jobs of a shell inherit it; the processes that tests start must hear it.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     identity = uuid.uuid4().hex[:8]
     os.environ["OUTBOX_TEST_PREFIX"] = f"t{identity}_"
     # Sessions that share a server each make a database of their own.

@@ -34,11 +34,14 @@ def progress(delivery: Delivery) -> SafeString:
 
 @admin.display(description=_("attempts"))
 def tries(delivery: Delivery) -> SafeString | str:
-    """Show how often it was dispatched, and how often of that again."""
-    if not delivery.redeliveries:
-        return str(delivery.attempts)
-    again = _now("%d redelivered") % delivery.redeliveries
-    return format_html("{}<br><small>{}</small>", delivery.attempts, again)
+    """Show how often it was dispatched, how often of that again, and how many workers died of it."""
+    more = []
+    if delivery.redeliveries:
+        more.append((_now("%d redelivered") % delivery.redeliveries,))
+    if crashes := delivery.crashes:
+        more.append((ngettext("%d worker crashed", "%d workers crashed", crashes) % crashes,))
+    details = format_html_join("", "<br><small>{}</small>", more)
+    return format_html("{}{}", delivery.attempts, details)
 
 
 @admin.display(description=_("last change"))

@@ -108,6 +108,14 @@ def test_a_delivery_shows_its_traceback_and_links_its_event(admin_client: Client
     assert "4711" in text
 
 
+def test_a_delivery_shows_how_often_it_was_sent_again_and_how_many_workers_died_of_it(
+    admin_client: Client,
+) -> None:
+    delivery = make_delivery(status="failed", redeliveries=2, crashes=3)
+    text = page(admin_client, f"{DELIVERIES}{delivery.pk}/change/")
+    assert "3<br><small>2 redelivered</small><br><small>3 workers crashed</small>" in text
+
+
 def test_a_delivery_whose_event_is_gone_is_shown(admin_client: Client) -> None:
     delivery = make_delivery(status="failed")
     Event.objects.filter(pk=delivery.event_id)._raw_delete("default")

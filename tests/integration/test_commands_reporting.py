@@ -137,3 +137,9 @@ def test_an_unknown_database_is_refused() -> None:
         CommandError, match=r"'nowhere' is not served by the outbox; choose from \['default'\]"
     ):
         run("outbox_status", "--database", "nowhere")
+
+
+def test_a_wrong_setting_is_a_line_and_no_traceback(settings: Any) -> None:
+    settings.OUTBOX = {"BATCH_SISE": 5}
+    with pytest.raises(CommandError, match="BATCH_SISE.*BATCH_SIZE"):
+        call_command("outbox_status")

@@ -56,9 +56,12 @@ def served_database(alias: str | None) -> str:
     """Return the alias to work on.
 
     Raises:
-        CommandError: if the outbox does not serve it.
+        CommandError: if the outbox does not serve it, or a setting is wrong.
     """
-    served = get_settings().databases
+    try:
+        served = get_settings().databases
+    except OutboxError as error:
+        raise CommandError(str(error)) from error
     if alias is None:
         return DEFAULT_DB_ALIAS if DEFAULT_DB_ALIAS in served else served[0]
     if alias not in served:
