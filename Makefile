@@ -14,8 +14,9 @@ INSTALLED := $(VENV)/.installed
 demo: $(INSTALLED)  ## the shop, its workers and the relay; ARGS=--exit ends by itself
 	$(PY) -m example.demo $(ARGS)
 
+# Most tests wait for other processes, so several at a time pay off; each file stays in one process.
 test: $(INSTALLED)  ## all tests; ARGS goes to pytest
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(INSTALLED)  ## style and the contracts between modules
 	$(PY) -m ruff check .

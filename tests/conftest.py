@@ -37,18 +37,25 @@ def pytest_configure(config: pytest.Config) -> None:
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         # As the background jobs of a shell inherit it; the processes that tests start must hear it.
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if not SQLITE:
+        os.environ["DATABASE_URL"] = _session.enter_context(services.postgres())
+    if _hands_out_tests(config):
+        # The settings are for the others to read, each with names of its own.
+        return
     identity = uuid.uuid4().hex[:8]
     os.environ["OUTBOX_TEST_PREFIX"] = f"t{identity}_"
     # Sessions that share a server each make a database of their own.
     os.environ["OUTBOX_TEST_DATABASE_NAME"] = f"test_outbox_{identity}"
     if SQLITE:
         _use_sqlite()
-    else:
-        os.environ["DATABASE_URL"] = _session.enter_context(services.postgres())
     os.environ["DJANGO_SETTINGS_MODULE"] = "tests.settings"
     from django.conf import settings
 
     assert settings.DATABASES  # pytest-django sets up only a Django whose settings have been read
+
+
+def _hands_out_tests(config: pytest.Config) -> bool:
+    return config.getoption("dist", "no") != "no" and not hasattr(config, "workerinput")
 
 
 def _use_sqlite() -> None:

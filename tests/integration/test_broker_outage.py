@@ -37,6 +37,7 @@ class Hour(Stop):
         self.sends: list[float] = []
         self.beats: list[tuple[float, str, str]] = []
         self.attempts: set[int] = set()
+        self.left: list[tuple[str, int]] = []
         # Chores are first due by the real clock.
         self._started = time.monotonic() + 60
 
@@ -67,12 +68,21 @@ def outage(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hour]:
     clear_broker()
 
 
+@pytest.fixture(scope="module")
+def hours():
+    """Return the hours that have passed: one is enough for all who only look back on it."""
+    return []
+
+
 @pytest.fixture
-def hour(monkeypatch, caplog):
-    """Return the hour once it has passed."""
-    caplog.set_level(logging.ERROR, "relay.loop")
-    with outage(monkeypatch) as hour:
-        yield hour
+def hour(hours, monkeypatch, caplog):
+    """Return an hour once it has passed."""
+    if not hours:
+        caplog.set_level(logging.ERROR, "relay.loop")
+        with outage(monkeypatch) as hour:
+            hour.left = list(Delivery.objects.values_list("status", "attempts"))
+        hours.append(hour)
+    return hours[0]
 
 
 def watch(hour: Hour, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,12 +143,12 @@ def test_nothing_is_claimed_while_the_broker_is_away(hour):
 
 def test_an_outage_costs_no_attempts(hour):
     assert hour.attempts == {0}
-    assert set(Delivery.objects.values_list("attempts", flat=True)) == {1}
+    assert {attempts for _status, attempts in hour.left} == {1}
 
 
 def test_everything_goes_within_one_cap_of_the_brokers_return(hour):
-    assert set(Delivery.objects.values_list("status", flat=True)) == {"dispatched"}
-    assert len(hour.sends) == 2
+    assert {status for status, _attempts in hour.left} == {"dispatched"}
+    assert len(hour.sends) == len(hour.left) == 2
     assert max(hour.sends) <= OUTAGE_S + CAP_S
 
 

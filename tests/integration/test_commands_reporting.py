@@ -141,5 +141,5 @@ def test_an_unknown_database_is_refused() -> None:
 
 def test_a_wrong_setting_is_a_line_and_no_traceback(settings: Any) -> None:
     settings.OUTBOX = {"BATCH_SISE": 5}
-    with pytest.raises(CommandError, match="BATCH_SISE.*BATCH_SIZE"):
+    with pytest.raises(CommandError, match=r"BATCH_SISE.*BATCH_SIZE"):
         call_command("outbox_status")
