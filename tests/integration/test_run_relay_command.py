@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 from django.core.management import CommandError, call_command
 
+from relay.process import run_relays
 from relay.progress import WIDTH, Progress
-from relay.supervisor import run_relays
 from tests.helpers import flush, publish, statuses
 from tests.listening import clear_broker
 from tests.testapp.handlers import OTHER_QUEUE, QUEUE

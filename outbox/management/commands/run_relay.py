@@ -55,7 +55,7 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Run one relay per database until a signal comes."""
-        from relay.supervisor import run_relays
+        from relay.process import run_relays
 
         served = get_settings().databases
         databases = tuple(options["database"] or served)

@@ -1,4 +1,4 @@
-"""Running relays: one per database, until they are asked to stop or have nothing left to do."""
+"""A relay process: one relay per database, until they are asked to stop or have nothing left to do."""
 
 from __future__ import annotations
 
