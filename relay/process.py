@@ -3,31 +3,36 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from typing import Any
 
 from django.db import connections
 
 from outbox.models import Delivery
 
+from .lifeline import stop_with_supervisor
 from .loop import Relay, RelayOptions
 from .progress import Progress
-from .stopping import Stop, on_signals
+from .stopping import Stop, on_signals, on_signals_of_child
 
 logger = logging.getLogger(__name__)
 
 
-def run_relays(databases: Sequence[str], *, progress_to: Any = None, **options: Any) -> None:
+def run_relays(
+    databases: Sequence[str], *, progress_to: Any = None, lifeline: int | None = None, **options: Any
+) -> None:
     """Run one relay per database; return when all have ended.
 
     Args:
         progress_to: a terminal for the progress bar of a drain, None for no bar.
+        lifeline: what a supervisor handed down, None if there is none.
         options: of `RelayOptions`.
     """
     bar = _progress(databases, progress_to, options)
     progress = bar.advance if bar else None
-    with Stop() as stop, on_signals(stop):
+    with Stop() as stop, _listening(stop, lifeline):
         relays = [
             Relay(RelayOptions(database=database, progress=progress, **options), stop=stop)
             for database in databases
@@ -37,6 +42,17 @@ def run_relays(databases: Sequence[str], *, progress_to: Any = None, **options: 
     if bar is not None:
         bar.finish()
     logger.info("relay stopped")
+
+
+@contextmanager
+def _listening(stop: Stop, lifeline: int | None) -> Generator[None]:
+    if lifeline is None:
+        with on_signals(stop):
+            yield
+        return
+    with on_signals_of_child(stop):
+        stop_with_supervisor(lifeline, stop)
+        yield
 
 
 def _run(relays: Sequence[Relay], stop: Stop) -> None:

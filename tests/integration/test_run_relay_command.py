@@ -1,11 +1,14 @@
 """`run_relay` on the command line: what it refuses, and the line that it draws."""
 
+import os
 from io import StringIO
 from types import SimpleNamespace
 
 import pytest
 from django.core.management import CommandError, call_command
+from django.db import connection
 
+from relay import lifeline
 from relay.process import run_relays
 from relay.progress import WIDTH, Progress
 from tests.helpers import flush, publish, statuses
@@ -29,6 +32,31 @@ def test_a_batch_size_that_is_no_positive_number_is_refused(size):
     fact = rf"--batch-size: {size!r} is not a positive number; give 1 or more"
     with pytest.raises(CommandError, match=fact):
         call_command("run_relay", "--drain", f"--batch-size={size}")
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "two", "1.5", ""])
+def test_a_number_of_processes_that_is_not_positive_is_refused(number):
+    fact = rf"--processes: {number!r} is not a positive number; give 1 or more"
+    with pytest.raises(CommandError, match=fact):
+        call_command("run_relay", "--drain", f"--processes={number}")
+
+
+@pytest.mark.django_db
+def test_several_processes_on_a_database_without_passing_locks_are_refused(monkeypatch):
+    # What SQLite says of itself.
+    monkeypatch.setattr(connection.features, "has_select_for_update_skip_locked", False)
+    fact = (
+        rf"--processes 2: database 'default' \({connection.vendor}\) has no row locks .* run one relay only"
+    )
+    with pytest.raises(CommandError, match=fact):
+        call_command("run_relay", "--drain", "--processes=2")
+
+
+@pytest.mark.django_db
+@pytest.mark.postgres
+def test_several_processes_without_a_command_line_are_refused():
+    with pytest.raises(CommandError, match="--processes 2 runs this command line again, and there is none"):
+        call_command("run_relay", "--drain", "--processes=2")
 
 
 @pytest.mark.parametrize("wait", ["x", "", "nan", "1s"])
@@ -136,6 +164,17 @@ def test_a_drain_on_a_terminal_draws_its_deliveries(clean_broker):
     terminal = StringIO()
     run_relays(["default"], progress_to=terminal, drain=True)
     assert "2/2 deliveries" in lines(terminal.getvalue())[-1]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_one_of_several_processes_draws_nothing(clean_broker, monkeypatch):
+    publish("test.recorded")
+    with lifeline.Lifeline() as line:
+        monkeypatch.setenv(lifeline.VARIABLE, str(os.dup(line.reader)))
+        terminal = StringIO()
+        terminal.isatty = lambda: True
+        call_command("run_relay", "--drain", "--processes=2", stdout=terminal, stderr=terminal)
+    assert terminal.getvalue() == ""
 
 
 @pytest.mark.django_db(transaction=True)
