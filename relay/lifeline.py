@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 from contextlib import suppress
 from typing import Self
@@ -52,4 +53,10 @@ def stop_with_supervisor(descriptor: int, stop: Stop) -> None:
         with suppress(OSError):
             stop.request()
 
-    threading.Thread(target=watch, name="relay-lifeline", daemon=True).start()
+    # A thread begins with its maker's mask. Handlers run in the main thread, which a signal that came to this
+    # one would not wake.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        threading.Thread(target=watch, name="relay-lifeline", daemon=True).start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
