@@ -29,9 +29,9 @@ def stop() -> Iterator[Stop]:
 
 
 def send(*numbers: signal.Signals) -> None:
-    """Send signals to this process, one after the other."""
+    """Send signals to this thread, as others of the tests' process may not block what this one does."""
     for number in numbers:
-        os.kill(os.getpid(), number)
+        signal.raise_signal(number)
 
 
 @pytest.mark.parametrize("number", HEEDED)
