@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 # A message for a handler that this worker does not know yet (it is older than the relay) goes back.
 UNKNOWN_ACTOR_DELAY = timedelta(seconds=30)
+UNREADABLE_DELAY = timedelta(seconds=30)
 LOST_RETRY_DELAY = timedelta(seconds=15)
 
 # A message that a worker may have died of waits this long for another one, before it is sent again.
@@ -53,6 +54,8 @@ class OutboxMiddleware(Middleware):
             return
         if run is None:
             return
+        if run.unreadable:
+            self._give_back(run, message)
         handler = registry.handlers.get(run.handler)
         if handler is not None and handler.ordered:
             run.lane = run.event.key
@@ -132,6 +135,21 @@ class OutboxMiddleware(Middleware):
     def after_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
         """Flush what is buffered, once no thread runs any more."""
         confirmations.close()
+
+    def _give_back(self, run: Run, message: MessageProxy) -> None:
+        """Leave a message to a worker of another release, in the form that the relay gives it then.
+
+        Raises:
+            SkipMessage: always.
+        """
+        reason = f"a worker cannot read the message: {run.unreadable}"
+        if get_settings().confirm:
+            confirmations.add(*Outcome.returned(run, reason, UNREADABLE_DELAY))
+        else:
+            # Nothing would bring it back, so it goes where a broker keeps what has failed.
+            logger.error("message %s is left to the dead letters: %s", message.message_id, reason)
+            message.fail()
+        raise SkipMessage(reason)
 
     def _look_up(self, run: Run, stack: ExitStack) -> None:
         """Look whether a copy of a message need run, and may run now.

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .events import ReceivedEvent
+from .versions import why_unreadable
 
 
 @dataclass(slots=True)
@@ -19,8 +20,9 @@ class Run:
 
     Args:
         deliveries: the deliveries it carries, one unless the handler is batched.
-        events: their events, in the same order.
+        events: their events, in the same order; none if the message is unreadable.
         batched: whether the message carries a list.
+        unreadable: why this process must give the message back, empty if it can read it.
         lane: the key, if the handler is ordered.
         redelivered: how often the relay has sent the delivery again.
         retries: how often Dramatiq has.
@@ -37,6 +39,7 @@ class Run:
     deliveries: list[int]
     events: list[ReceivedEvent]
     batched: bool = False
+    unreadable: str = ""
     lane: str = ""
     redelivered: int = 0
     retries: int = 0
@@ -58,7 +61,8 @@ class Run:
         if not isinstance(options, Mapping):
             return None
         batched = "deliveries" in options
-        envelopes = message.args[0] if batched else [options.get("event") or message.args[0]]
+        unreadable = why_unreadable(options["v"])
+        envelopes = [] if unreadable else _envelopes(message, options, batched)
         return cls(
             database=options["database"],
             handler=message.actor_name,
@@ -66,6 +70,7 @@ class Run:
             deliveries=list(options["deliveries"]) if batched else [options["delivery"]],
             events=[ReceivedEvent.from_message(envelope) for envelope in envelopes],
             batched=batched,
+            unreadable=unreadable,
             redelivered=options.get("redelivered", 0),
             retries=message.options.get("retries", 0),
         )
@@ -88,6 +93,10 @@ class Run:
             yield
         finally:
             self.duration_s = time.perf_counter() - started
+
+
+def _envelopes(message: Any, options: Mapping[str, Any], batched: bool) -> Any:
+    return message.args[0] if batched else [options.get("event") or message.args[0]]
 
 
 current_run: ContextVar[Run | None] = ContextVar("outbox_run", default=None)

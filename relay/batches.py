@@ -9,7 +9,7 @@ from typing import Any
 from dramatiq import Actor, Message
 from dramatiq.common import current_millis
 
-from .messages import OPTION_VERSION, Claimed, Outgoing, message_id_for
+from .messages import Claimed, Outgoing, message_id_for
 
 
 class OutgoingBatch(Outgoing):
@@ -33,7 +33,7 @@ class OutgoingBatch(Outgoing):
         """
         options: dict[str, Any] = {} if self.priority is None else {"broker_priority": self.priority}
         outbox = {
-            "v": OPTION_VERSION,
+            "v": max(row.message_version for row in self.rows),
             "database": self.database,
             "deliveries": [row.delivery_id for row in self.rows],
         }

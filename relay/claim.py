@@ -18,6 +18,7 @@ from django.db.models.functions import Now
 from outbox.conf import get_settings
 from outbox.models import Delivery, DeliveryQuerySet, Event
 from outbox.registry import Batching
+from outbox.versions import UNWRITTEN
 
 from .copies import microseconds
 from .messages import Claimed
@@ -208,6 +209,7 @@ def _claimed(row: Delivery, event: Event | None, expired: bool) -> Claimed:
         headers=json.dumps(event.headers) if event else "",
         created_at=event.created_at.isoformat() if event else "",
         expired=expired,
+        version=event.version if event else UNWRITTEN,
     )
 
 
@@ -228,7 +230,7 @@ locked AS MATERIALIZED (
 # Only as many as fit into the batch's bytes; the locks of the rest go with the transaction.
 _SIZED = """
 sized AS (
-    SELECT l.id, e.topic, e.key, e.payload, e.headers, e.created_at,
+    SELECT l.id, e.topic, e.key, e.payload, e.headers, e.created_at, e.version,
            sum(coalesce(pg_column_size(e.payload), 0)) OVER (ORDER BY l.available_at, l.id)
                - coalesce(pg_column_size(e.payload), 0) AS bytes_before
     FROM {source} l LEFT JOIN outbox_event e ON e.id = l.event_id
@@ -246,7 +248,7 @@ WHERE d.id = s.id AND s.bytes_before < %s
 RETURNING d.id, d.event_id, d.handler, d.queue, coalesce(s.key, ''), d.attempts, d.redeliveries,
           coalesce(s.topic, ''), coalesce(s.payload::text, ''), coalesce(s.headers::text, ''),
           coalesce(s.created_at::text, ''), coalesce(d.expires_at <= statement_timestamp(), false),
-          (extract(epoch FROM d.dispatched_at) * 1000000)::bigint,
+          (extract(epoch FROM d.dispatched_at) * 1000000)::bigint, coalesce(s.version, 1),
           false AS held, (SELECT count(*) FROM locked)
 """
 
@@ -268,7 +270,7 @@ WITH {_LOCKED}, blocked AS MATERIALIZED (
     SELECT * FROM locked l WHERE NOT EXISTS (SELECT 1 FROM blocked b WHERE b.id = l.id)
 ), {_SIZED.replace("{source}", "first")}, marked AS ({_MARKED}), hold AS (
     UPDATE outbox_delivery d SET held = 'lane' FROM blocked b WHERE d.id = b.id
-    RETURNING d.id, d.event_id, d.handler, d.queue, d.key, 0, 0, '', '', '', '', false, 0, true,
+    RETURNING d.id, d.event_id, d.handler, d.queue, d.key, 0, 0, '', '', '', '', false, 0, 0, true,
               (SELECT count(*) FROM locked)
 )
 SELECT * FROM marked UNION ALL SELECT * FROM hold

@@ -14,6 +14,7 @@ from outbox.errors import BrokerUnavailable
 from outbox.lifecycle import delivery_failed, delivery_refused
 from outbox.models import Delivery
 from outbox.registry import Handler, registry
+from outbox.versions import why_unreadable
 
 from .backoff import delay_for
 from .batches import OutgoingBatch, rows_of
@@ -22,6 +23,7 @@ from .messages import Claimed, Kind, Outgoing
 from .publishers import PartlySent, Publisher, publisher_for
 
 UNKNOWN_HANDLER_DELAY = timedelta(seconds=30)
+UNREADABLE_DELAY = timedelta(seconds=30)
 BROKER_AWAY_DELAY = timedelta(seconds=5)
 
 EVENT_MISSING = "the event of this delivery does not exist; its row was written or removed by hand"
@@ -155,6 +157,11 @@ class Dispatcher:
     def _handler_of(self, claimed: Claimed, outcome: Outcome) -> Handler | None:
         """Return the handler of a delivery that can be sent; note in the outcome why another cannot."""
         handler = registry.handlers.get(claimed.handler)
+        # Before anything else that the row says, whose meaning may be another in that version.
+        if unreadable := why_unreadable(claimed.version):
+            reason = f"the relay on {socket.gethostname()} cannot read the event: {unreadable}"
+            outcome.released.append((claimed, reason, UNREADABLE_DELAY))
+            return None
         if not claimed.payload:
             outcome.failed.append((claimed, EVENT_MISSING))
             return None

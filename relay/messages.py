@@ -13,10 +13,9 @@ from dramatiq import Actor, Message, get_encoder
 from dramatiq.common import current_millis
 from dramatiq.encoder import JSONEncoder
 
-Kind = Literal["event", "actor"]
+from outbox.versions import UNWRITTEN, WRITTEN
 
-# The version of the "outbox" option, for workers that are older or newer than the relay.
-OPTION_VERSION = 1
+Kind = Literal["event", "actor"]
 
 # Types of the parts of an actor's payload. All but "options" are required.
 CALL_PARTS = {"args": list, "kwargs": dict, "options": dict}
@@ -43,6 +42,12 @@ class Claimed(NamedTuple):
     created_at: str  # ISO 8601
     expired: bool = False  # by the database clock
     dispatched_at_us: int = 0  # likewise, in microseconds since 1970
+    version: int = UNWRITTEN
+
+    @property
+    def message_version(self) -> int:
+        """The version of a message that carries this row's payload as it is."""
+        return max(WRITTEN, self.version)
 
 
 class Call(TypedDict, total=False):
@@ -164,9 +169,10 @@ class Outgoing:
         }
 
     def _option(self) -> dict[str, Any]:
-        option = {"v": OPTION_VERSION, "delivery": self.claimed.delivery_id, "database": self.database}
-        if self.claimed.redeliveries > 0:
-            option["redelivered"] = self.claimed.redeliveries
+        claimed = self.claimed
+        option = {"v": claimed.message_version, "delivery": claimed.delivery_id, "database": self.database}
+        if claimed.redeliveries > 0:
+            option["redelivered"] = claimed.redeliveries
         return option
 
     def _actor_call(self) -> Call:
@@ -206,7 +212,7 @@ class Outgoing:
         claimed = self.claimed
         redelivered = f',"redelivered":{claimed.redeliveries}' if claimed.redeliveries > 0 else ""
         return (
-            f'"v":{OPTION_VERSION},"delivery":{claimed.delivery_id},'
+            f'"v":{claimed.message_version},"delivery":{claimed.delivery_id},'
             f'"database":{_quote(self.database)}{redelivered}'
         )
 

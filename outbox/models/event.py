@@ -15,6 +15,7 @@ from django.utils.translation import gettext_lazy as _
 
 from ..registry import registry
 from ..uuid7 import uuid7
+from ..versions import UNWRITTEN, WRITTEN
 from . import recording
 from .recording import RECORD_CHUNK, NewEvent
 
@@ -129,6 +130,7 @@ class Event(models.Model):
     payload = models.JSONField(_("payload"))
     headers = models.JSONField(_("headers"), default=dict)
     created_at = models.DateTimeField(_("created at"), db_default=Now(), editable=False)
+    version = models.PositiveSmallIntegerField(_("version"), db_default=UNWRITTEN, editable=False)
 
     objects: ClassVar[Any] = EventQuerySet.as_manager()
 
@@ -168,6 +170,7 @@ def _instance(event: NewEvent) -> Event:
         # A plain None would be SQL's NULL and not JSON's.
         payload=models.Value(None, models.JSONField()) if payload is None else payload,
         headers=json.loads(event.headers),
+        version=WRITTEN,
     )
 
 

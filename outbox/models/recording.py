@@ -9,6 +9,8 @@ from uuid import UUID
 
 from django.db import connections
 
+from ..versions import WRITTEN
+
 # Rows per statement of a bulk publish: large enough that the round trip vanishes, small enough that one
 # statement's parameters stay far under the protocol's and the server's limits.
 RECORD_CHUNK = 1000
@@ -63,10 +65,10 @@ def record_once(event: NewEvent, database: str) -> bool:
         return bool(cursor.fetchone()[0])
 
 
-_INSERT_EVENT = """
-INSERT INTO outbox_event (id, topic, key, payload, headers, dedup_key)
-VALUES (%s, %s, %s, %s::jsonb, %s::jsonb, %s)
-"""
+_INSERT_EVENT = f"""
+INSERT INTO outbox_event (id, topic, key, payload, headers, dedup_key, version)
+VALUES (%s, %s, %s, %s::jsonb, %s::jsonb, %s, {WRITTEN:d})
+"""  # noqa: S608  # made of constants
 
 _INSERT_DELIVERIES = """
 INSERT INTO outbox_delivery (event_id, handler, queue, key, held, available_at, expires_at) VALUES """
@@ -92,12 +94,12 @@ def _moment(when: datetime | timedelta) -> tuple[str, tuple[Any, ...]]:
     return ("statement_timestamp() + %s", (when,)) if when else ("statement_timestamp()", ())
 
 
-_NEW_EVENTS = """
-    INSERT INTO outbox_event (id, topic, key, payload, headers, dedup_key)
-    SELECT id, topic, key, payload::jsonb, headers::jsonb, dedup_key
+_NEW_EVENTS = f"""
+    INSERT INTO outbox_event (id, topic, key, payload, headers, dedup_key, version)
+    SELECT id, topic, key, payload::jsonb, headers::jsonb, dedup_key, {WRITTEN:d}
     FROM unnest(%s::uuid[], %s::text[], %s::text[], %s::text[], %s::text[], %s::text[])
         AS new(id, topic, key, payload, headers, dedup_key)
-"""
+"""  # noqa: S608  # made of constants
 
 _NEW_DELIVERIES = """
     INSERT INTO outbox_delivery (event_id, handler, queue, key, held, available_at, expires_at)
