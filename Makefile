@@ -8,7 +8,7 @@ ARGS ?=
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint format types docs bench clean
+.PHONY: demo test lint format types docs bench record clean
 .DEFAULT_GOAL := test
 
 demo: $(INSTALLED)  ## the shop, its workers and the relay; ARGS=--exit ends by itself
@@ -35,6 +35,9 @@ docs: $(INSTALLED)  ## links and paths of the documentation
 
 bench: $(INSTALLED)
 	$(PY) -m tests.benchmarks $(ARGS)
+
+record: $(INSTALLED)  ## after a release, what the next one is tested with
+	$(PY) -m tests.upgrades.record
 
 clean:
 	rm -rf $(VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
