@@ -1,51 +1,115 @@
-"""Measure the outbox beside what the database and the broker allow: `make bench`.
+"""Measure this package beside what the database and the broker allow, and beside its peers: `make bench`.
 
-Needs nothing: PostgreSQL and Redis come from wheels unless DATABASE_URL and DRAMATIQ_BROKER_URL name others.
-What is compared runs in turn, round by round, so that both see the same noise; medians and ratios are
-printed.
+Needs nothing: PostgreSQL and Redis come from wheels unless DATABASE_URL and DRAMATIQ_BROKER_URL name others,
+and RabbitMQ is used where one answers. What is compared runs in turn, round by round, so that all see the
+same noise.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import sys
+import time
+import uuid
 from contextlib import ExitStack
 
 from example import services
+from tests.benchmarks import machine, report
+from tests.benchmarks.catalogue import CATALOGUE, Benchmark
+from tests.benchmarks.drivers import ROOT
+from tests.benchmarks.figures import Result
+from tests.benchmarks.progress import progress
+from tests.benchmarks.rounds import Plan, run
+from tests.benchmarks.surroundings import Surroundings
+
+PAGE = ROOT / "docs" / "reference" / "benchmarks.md"
 
 
 def main() -> None:
-    """Start the servers, make the tables, and run every benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--events", type=int, default=20_000, help="events a round of the relay's drain")
-    parser.add_argument("--rounds", type=int, default=5)
-    options = parser.parse_args()
+    """Start the servers, run the benchmarks, print the page."""
+    options = parse(sys.argv[1:])
+    if options.profile:
+        from tests.benchmarks.profiling import profile
+
+        profile(options.profile, options.scale)
+        return
     with ExitStack() as stack:
-        os.environ["DATABASE_URL"] = stack.enter_context(services.postgres())
-        redis = stack.enter_context(services.redis())
-        if redis is None:
-            parser.error("no Redis: set DRAMATIQ_BROKER_URL, or install redis-server")
-        os.environ["OUTBOX_TEST_BROKER_URL"] = redis
-        os.environ["DJANGO_SETTINGS_MODULE"] = "tests.settings"
-        import django
+        embedded = not os.environ.get("DATABASE_URL")
+        surroundings = Surroundings(
+            database_url=stack.enter_context(services.postgres()),
+            redis_url=stack.enter_context(services.redis()),
+            rabbitmq_url=services.rabbitmq_url(),
+            prefix=f"bench_{uuid.uuid4().hex[:8]}",
+            with_peers=options.peers,
+        )
+        stack.callback(surroundings.clean)
+        described = machine.describe(
+            surroundings.database_url,
+            embedded=embedded,
+            redis_url=surroundings.redis_url,
+            rabbitmq_url=surroundings.rabbitmq_url,
+        )
+        results = measure(chosen(options.only), options, surroundings)
+    text = report.page(results, described)
+    print(text)
+    print("\n".join(report.verdicts(results)))
+    for result in results:
+        for name, figures in result.figures.items():
+            if figures.failure:
+                print(f"\n{result.benchmark.key}: {name}: {figures.failure}", file=sys.stderr)
+    if options.write:
+        PAGE.write_text(text)
+        print(f"\nWritten to {PAGE.relative_to(ROOT)}.")
 
-        django.setup()
-        from django.test.utils import setup_databases, teardown_databases
 
-        # A database of its own, so that a given server keeps what it holds.
-        created = setup_databases(verbosity=0, interactive=False)
-        try:
-            _run(options)
-        finally:
-            teardown_databases(created, verbosity=0)
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """Return the options."""
+    parser = argparse.ArgumentParser(prog="make bench ARGS=…", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--scale", choices=("small", "full"), default="full", help="small: to see that it runs"
+    )
+    parser.add_argument("--only", action="append", metavar="NAME", help="this benchmark (may be repeated)")
+    parser.add_argument(
+        "--no-peers", dest="peers", action="store_false", help="without packages from elsewhere"
+    )
+    parser.add_argument("--minutes", type=float, default=60, help="begin no round after this time")
+    parser.add_argument("--write", action="store_true", help=f"write {PAGE.relative_to(ROOT)}")
+    parser.add_argument("--profile", choices=("publish", "relay"), help="profile this with cProfile instead")
+    options = parser.parse_args(arguments)
+    unknown = set(options.only or ()) - {one.key for one in CATALOGUE}
+    if unknown:
+        known = ", ".join(one.key for one in CATALOGUE)
+        parser.error(f"no benchmark {sorted(unknown)!r}; choose from {known}")
+    return options
 
 
-def _run(options: argparse.Namespace) -> None:
-    from tests.benchmarks import monitor, publishing, relaying
+def chosen(only: list[str] | None) -> list[Benchmark]:
+    """Return the benchmarks asked for."""
+    return [one for one in CATALOGUE if not only or one.key in only]
 
-    publishing.main(rounds=options.rounds)
-    relaying.main(events=options.events, rounds=options.rounds)
-    monitor.main()
+
+def measure(
+    benchmarks: list[Benchmark], options: argparse.Namespace, surroundings: Surroundings
+) -> list[Result]:
+    """Run benchmarks; one whose broker is missing is skipped and says so."""
+    steps = sum(len(one.ways) * (options.rounds + 1) for one in benchmarks)
+    results = []
+    with progress(steps) as step:
+        plan = Plan(
+            rounds=options.rounds,
+            scale=options.scale,
+            deadline=time.monotonic() + 60 * options.minutes,
+            start=surroundings.start,
+            step=step,
+        )
+        for one in benchmarks:
+            if surroundings.broker_url(one.broker):
+                results.append(run(one, plan))
+            else:
+                results.append(Result(one, {}, 0, skipped=f"no {one.broker} answers"))
+    return results
 
 
 if __name__ == "__main__":

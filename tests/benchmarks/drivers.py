@@ -1,0 +1,132 @@
+"""The processes that measure: one per way and broker, asked over a pipe, each with a database of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import tempfile
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+START_TIMEOUT_S = 60.0
+# Longer than anything a driver itself waits for.
+ANSWER_TIMEOUT_S = 300.0
+STOP_TIMEOUT_S = 10.0
+
+
+class DriverError(Exception):
+    """A way could not be measured."""
+
+
+class Driver:
+    """One process that measures; a context manager. What a library prints goes to a file."""
+
+    def __init__(self, python: str, module: str, *, env: Mapping[str, str]) -> None:
+        self.module = module
+        self.versions: dict[str, str] = {}
+        self._tasks: set[str] = set()
+        self._log = tempfile.NamedTemporaryFile(prefix="outbox-bench-", suffix=".log")  # noqa: SIM115  # for __exit__
+        self._process = subprocess.Popen(
+            [python, "-m", module],
+            cwd=ROOT,
+            env=_environment() | dict(env),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+            # A group of its own, so that its workers end with it whatever happens.
+            start_new_session=True,
+        )
+        self._answers: queue.Queue[str] = queue.Queue()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def start(self) -> None:
+        """Wait until it is ready.
+
+        Raises:
+            DriverError: if it never is.
+        """
+        greeting = self._next(START_TIMEOUT_S)
+        self.versions, self._tasks = greeting["versions"], set(greeting["tasks"])
+
+    def ask(self, task: str, timeout_s: float = ANSWER_TIMEOUT_S, **arguments: Any) -> dict[str, Any]:
+        """Let it run a task.
+
+        Raises:
+            DriverError: with the reason.
+        """
+        assert self._process.stdin is not None
+        if task not in self._tasks:
+            raise DriverError(f"{self.module} has no {task!r} here")
+        try:
+            self._process.stdin.write(json.dumps({"task": task, **arguments}) + "\n")
+            self._process.stdin.flush()
+        except OSError as error:
+            raise DriverError(f"the process is gone\n{self._tail()}") from error
+        answer = self._next(timeout_s)
+        if "error" in answer:
+            raise DriverError(f"{answer['error']}\n{self._tail()}")
+        return answer
+
+    def close(self) -> None:
+        """End it, and kill all that it has left running."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.close()
+            self._process.wait(STOP_TIMEOUT_S)
+        except (OSError, subprocess.TimeoutExpired):
+            pass
+        finally:
+            self._kill()
+            self._log.close()
+
+    def _kill(self) -> None:
+        # Its number is also the one of its group, which may outlive it.
+        try:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            return
+        finally:
+            self._process.wait(STOP_TIMEOUT_S)
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self._answers.put(line)
+        self._answers.put("")
+
+    def _next(self, timeout_s: float) -> dict[str, Any]:
+        try:
+            line = self._answers.get(timeout=timeout_s)
+        except queue.Empty:
+            self._kill()
+            raise DriverError(f"no answer within {timeout_s:g} s\n{self._tail()}") from None
+        if not line:
+            raise DriverError(f"it ended with status {self._process.wait(STOP_TIMEOUT_S)}\n{self._tail()}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def _tail(self, lines: int = 15) -> str:
+        return "\n".join(Path(self._log.name).read_text(errors="replace").splitlines()[-lines:])
+
+
+def _environment() -> dict[str, str]:
+    # Nothing that the surroundings say of Python or Django is meant for it.
+    unwanted = {"PYTHONPATH", "DJANGO_SETTINGS_MODULE", "PYTHONWARNINGS"}
+    kept = {name: value for name, value in os.environ.items() if name not in unwanted}
+    return kept | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": ""}

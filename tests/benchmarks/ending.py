@@ -1,0 +1,95 @@
+"""From the commit to the end of the handler: throughput and idle latency, measured alike for everybody."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+from tests.benchmarks.processes import Child, Reports, children
+from tests.benchmarks.protocol import Answer
+
+WARM_UP_EVENTS = 100
+# Until processes have started and connected.
+START_TIMEOUT_S = 60.0
+FINISH_TIMEOUT_S = 240.0
+# Between two events, so that everything has come to rest.
+SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.12, 0.2
+
+Command = tuple[str, ...]
+
+
+class Fed(NamedTuple):
+    """What feeding took.
+
+    Args:
+        since: the commit, or the first send without one, on the monotonic clock.
+        cpu_s: of what feeds, where nobody else carries the events to the worker.
+    """
+
+    since: float
+    cpu_s: float = 0.0
+
+
+def end_to_end(
+    *commands: Command,
+    feed: Callable[[int], Fed],
+    events: int,
+    settle: Callable[[], object] = lambda: None,
+    warm_up: int = WARM_UP_EVENTS,
+) -> Answer:
+    """Feed running processes, and measure until all events are handled, and confirmed if there is that."""
+    reports = Reports(f"{warm_up},{warm_up + events}")
+    try:
+        with children(*commands, env=reports.env) as running:
+            feed(warm_up)
+            reports.wait(START_TIMEOUT_S)
+            settle()
+            before = _cpu_s(running)
+            fed = feed(events)
+            _count, handled = reports.wait(FINISH_TIMEOUT_S)
+            settle()
+            settled = time.monotonic()
+            cpu_s = _cpu_s(running) - before + fed.cpu_s
+            return {
+                "events": events,
+                "wall_s": settled - fed.since,
+                "cpu_s": cpu_s,
+                "handled_s": handled - fed.since,
+            }
+    finally:
+        reports.close()
+
+
+def latency(*commands: Command, feed: Callable[[int], Fed], samples: int) -> Answer:
+    """Publish one event at a time to processes at rest; measure from the commit to the handler."""
+    reports = Reports("all")
+    try:
+        with children(*commands, env=reports.env) as running:
+            # The first few find cold connections.
+            taken_s = [_one(feed, reports, running) for _ in range(samples + 5)][5:]
+    finally:
+        reports.close()
+    return {"events": samples, "samples_ms": [1000 * one for one in taken_s]}
+
+
+def _one(feed: Callable[[int], Fed], reports: Reports, running: list[Child]) -> float:
+    for child in running:
+        child.check()
+    time.sleep(random.uniform(SHORTEST_PAUSE_S, LONGEST_PAUSE_S))
+    fed = feed(1)
+    return reports.wait(START_TIMEOUT_S)[1] - fed.since
+
+
+def _cpu_s(running: list[Child]) -> float:
+    for child in running:
+        child.check()
+    return sum(child.cpu_s for child in running)
+
+
+def worker(module: str) -> Command:
+    """Return the command of one Dramatiq worker process with 8 threads."""
+    import sys
+
+    return (sys.executable, "-m", "dramatiq", module, "--processes", "1", "--threads", "8")

@@ -1,0 +1,147 @@
+"""The page with the figures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+from tests.benchmarks.bars import BARS, Bar
+from tests.benchmarks.catalogue import Way
+from tests.benchmarks.figures import Figures, Result
+
+HEAD = """\
+# Benchmarks
+
+Written by `make bench ARGS=--write`; how it is measured, and what each step of optimisation gave, is told in
+[Performance](../explanation/performance.md). Figures of another machine differ, ratios less so.
+
+"""
+
+COLUMNS = (
+    "| measured | way | events/s | wall µs | least…greatest | CPU µs | ratio | bar | met |\n"
+    "| --- | --- | ---: | ---: | ---: | ---: | ---: | --- | --- |\n"
+)
+
+NOTES = """
+Wall and CPU time are per event, medians of the rounds; *least…greatest* are wall times of rounds. CPU time is
+that of all client processes (publisher, relay, worker) in user and system mode, without the servers' own.
+Publishing is measured as what it adds to a transaction that writes one business row. Latencies are of all
+rounds together. A ratio is that of what the bar names; without a bar it is to the first row of the block, of
+what the block's first bar names, or of the median latency.
+"""
+
+
+def page(results: Sequence[Result], machine: Sequence[str]) -> str:
+    """Return the whole page."""
+    rows = "".join(row for result in results for row in _block(result))
+    return (
+        f"{HEAD}{_machine(machine, results)}\n{COLUMNS}{rows}{NOTES}{_versions(results)}{_failures(results)}"
+    )
+
+
+def verdicts(results: Iterable[Result]) -> list[str]:
+    """Return one line for each bar."""
+    by_key = {result.benchmark.key: result for result in results}
+    found = []
+    for bar in BARS:
+        result = by_key.get(bar.benchmark)
+        if result is not None:
+            ratio = result.ratio(bar)
+            found.append(f"{bar.benchmark}: {bar.way}: {_number(ratio)} ({bar}): {_verdict(bar, ratio)}")
+    return found
+
+
+def _machine(lines: Sequence[str], results: Sequence[Result]) -> str:
+    rounds = sorted({result.rounds for result in results if not result.skipped})
+    said = "…".join(map(str, dict.fromkeys((rounds[0], rounds[-1])))) if rounds else "no"
+    return "".join(f"- {line}\n" for line in (*lines, f"{said} interleaved rounds"))
+
+
+def _block(result: Result) -> list[str]:
+    title = result.benchmark.title
+    if result.skipped:
+        return [f"| {title} | not measured: {result.skipped} | | | | | | | |\n"]
+    rows = []
+    for way in result.benchmark.ways:
+        bars = [bar for bar in BARS if (bar.benchmark, bar.way) == (result.benchmark.key, way.name)]
+        for bar in bars or [None]:
+            rows.append(_row(title, way, result, bar))
+            title = ""
+    return rows
+
+
+def _row(title: str, way: Way, result: Result, bar: Bar | None) -> str:
+    found = result.figures[way.name]
+    if found.failure:
+        cells = ["not measured: see below", "", "", "", "", str(bar or ""), "no" if bar else ""]
+    else:
+        ratio = result.ratio(bar or _implied(result, way))
+        verdict = _verdict(bar, ratio) if bar else ""
+        cells = [*_measured(found), _number(ratio), str(bar or ""), verdict]
+    name = f"**{way.name}**" if way.kind == "ours" else way.name
+    return f"| {title} | {name} | {' | '.join(cells)} |\n"
+
+
+def _measured(found: Figures) -> list[str]:
+    if found.samples_ms:
+        p50, p99 = found.value("p50"), found.value("p99")
+        return ["", f"p50 {p50:.2f} ms, p99 {p99:.2f} ms", f"{len(found.samples_ms)} samples", ""]
+    least, greatest = found.spread()
+    return [
+        _number(found.value("rate")),
+        _number(found.wall_us),
+        f"{_number(least)}…{_number(greatest)}",
+        _number(found.cpu_us),
+    ]
+
+
+def _implied(result: Result, way: Way) -> Bar:
+    """Return a bar that nobody set, for the ratio of a way to the first of its block."""
+    measures = [bar.measure for bar in BARS if bar.benchmark == result.benchmark.key]
+    return Bar(
+        benchmark=result.benchmark.key,
+        way=way.name,
+        against=result.benchmark.ways[0].name,
+        measure=measures[0] if measures else "p50",
+        limit=0,
+        at_least=True,
+    )
+
+
+def _verdict(bar: Bar, ratio: float) -> str:
+    if math.isnan(ratio):
+        return "not measured"
+    if bar.is_met(ratio):
+        return "yes"
+    return f"no ({bar.note})" if bar.note else "no"
+
+
+def _versions(results: Iterable[Result]) -> str:
+    found: dict[str, dict[str, str]] = {}
+    for result in results:
+        for way in result.benchmark.ways:
+            if versions := result.figures[way.name].versions if way.name in result.figures else {}:
+                found[way.module.rpartition(".")[2].replace("_", "-")] = versions
+    lines = (
+        f"- {name}: {', '.join(f'{package} {number}' for package, number in versions.items())}\n"
+        for name, versions in found.items()
+    )
+    return f"\n## Versions\n\n{''.join(lines)}"
+
+
+def _failures(results: Iterable[Result]) -> str:
+    lines = [
+        f"- {result.benchmark.title}, {name}: `{figures.failure.splitlines()[0]}`\n"
+        for result in results
+        for name, figures in result.figures.items()
+        if figures.failure
+    ]
+    return f"\n## Not measured\n\n{''.join(lines)}" if lines else ""
+
+
+def _number(value: float) -> str:
+    if math.isnan(value):
+        return ""
+    if abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"

@@ -1,0 +1,178 @@
+"""This package."""
+
+from __future__ import annotations
+
+from tests.benchmarks.ways import outbox_app  # sets Django up, which the models need
+
+# isort: split
+import sys
+import time
+from functools import partial
+
+import dramatiq
+from django.db import connection, transaction
+from django.db.models import Q
+
+import outbox
+from outbox.models import Delivery, RelayHeartbeat
+from relay.loop import Relay, RelayOptions
+from relay.stopping import Stop
+from tests.benchmarks import ending, site
+from tests.benchmarks.ending import Fed
+from tests.benchmarks.processes import children
+from tests.benchmarks.protocol import Answer, Task, added, measured, serve
+
+APP = "tests.benchmarks.ways.outbox_app"
+RELAY = (sys.executable, "-m", APP, "run_relay")
+CHUNK = 5000
+TIMEOUT_S = 240.0
+
+
+def publish(events: int) -> Answer:
+    """Publish one event in a business transaction."""
+    business = site.Business()
+    clear()
+    return added(
+        business.bare,
+        lambda count: business.with_each(count, lambda: outbox.publish("bench.single", site.PAYLOAD)),
+        events=events,
+    )
+
+
+def publish_many(events: int) -> Answer:
+    """Publish many at once, in one transaction."""
+    clear()
+    return measured(lambda: write(events), events)
+
+
+def drain(events: int) -> Answer:
+    """Relay a backlog to the broker."""
+    fill(events)
+    return measured(relay_all, events)
+
+
+def relays(events: int, count: int) -> Answer:
+    """Let several relay processes share a backlog."""
+    clear()
+    with children(*[RELAY] * count, env={}) as running:
+        _wait(lambda: RelayHeartbeat.objects.count() == count)
+        feed(1)
+        _wait(_all_sent)
+        before = sum(child.cpu_s for child in running)
+        since = feed(events).since
+        _wait(_all_sent)
+        wall_s = time.monotonic() - since
+        return {
+            "events": events,
+            "wall_s": wall_s,
+            "cpu_s": sum(child.cpu_s for child in running) - before,
+        }
+
+
+def end_to_end(events: int, topic: str = "bench.single") -> Answer:
+    """Commit a backlog in front of a relay and a worker that have nothing else to do."""
+    clear()
+    warm_up = outbox_app.BATCH_SIZE if topic == "bench.batch" else ending.WARM_UP_EVENTS
+    return ending.end_to_end(
+        ending.worker(APP),
+        RELAY,
+        feed=lambda count: feed(count, topic),
+        events=events,
+        settle=lambda: _wait(_all_confirmed),
+        warm_up=warm_up,
+    )
+
+
+def latency(samples: int) -> Answer:
+    """Commit one event at a time."""
+    clear()
+    return ending.latency(ending.worker(APP), RELAY, feed=feed, samples=samples)
+
+
+# ---------------------------------------------------------------- steps
+
+
+def relay_all() -> None:
+    """Dispatch all that is due."""
+    with Stop() as stop:
+        Relay(RelayOptions(database="default", drain=True), stop=stop).run()
+
+
+def write(events: int, topic: str = "bench.single") -> None:
+    """Publish so many events in one transaction."""
+    with transaction.atomic():
+        for start in range(0, events, CHUNK):
+            outbox.publish_many(
+                outbox.EventData(topic, site.PAYLOAD) for _ in range(min(CHUNK, events - start))
+            )
+
+
+def feed(events: int, topic: str = "bench.single") -> Fed:
+    """Publish so many events in one transaction; the time counts from its commit on."""
+    moments: list[float] = []
+    with transaction.atomic():
+        # Runs before the hook by which the package wakes the relay.
+        transaction.on_commit(lambda: moments.append(time.monotonic()))
+        if events == 1:
+            outbox.publish(topic, site.PAYLOAD)
+        else:
+            write(events, topic)
+    return Fed(moments[0])
+
+
+def fill(events: int) -> None:
+    """Make a backlog, on empty tables and an empty queue."""
+    clear()
+    write(events)
+    with connection.cursor() as cursor:
+        cursor.execute("ANALYZE outbox_event, outbox_delivery")
+
+
+def clear() -> None:
+    """Empty the tables and the queues."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "TRUNCATE outbox_event, outbox_delivery, outbox_handlerstats, outbox_relayheartbeat, bench_order"
+        )
+    dramatiq.get_broker().flush_all()
+
+
+def _all_sent() -> bool:
+    return not Delivery.objects.filter(status="pending").exists()
+
+
+def _all_confirmed() -> bool:
+    return not Delivery.objects.filter(Q(status="pending") | Q(status="dispatched")).exists()
+
+
+def _wait(done: object) -> None:
+    assert callable(done)
+    deadline = time.monotonic() + TIMEOUT_S
+    while not done():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"waited {TIMEOUT_S:g} s in vain for {done.__name__}")
+        time.sleep(0.005)
+
+
+def tasks() -> dict[str, Task]:
+    """Return what this version can do."""
+    found: dict[str, Task] = {
+        "publish": publish,
+        "publish_many": publish_many,
+        "drain": drain,
+        "relays": relays,
+        "end_to_end": end_to_end,
+        "end_to_end_batched": partial(end_to_end, topic="bench.batch"),
+        "latency": latency,
+    }
+    if outbox_app.CAN_PACK:
+        found["end_to_end_packed"] = partial(end_to_end, topic="bench.pack")
+    return found
+
+
+if __name__ == "__main__":
+    site.migrate()
+    serve(
+        tasks(),
+        packages=("django-dramatiq-outbox", "Django", "dramatiq", "psycopg", "redis", "pika"),
+    )

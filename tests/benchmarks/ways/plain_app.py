@@ -1,0 +1,20 @@
+"""A site with Dramatiq and without an outbox; what its workers import."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.benchmarks import site
+from tests.benchmarks.processes import Tally
+from tests.benchmarks.ways.dramatiq_site import QUEUE, dramatiq_broker
+
+site.setup("django_dramatiq", DRAMATIQ_BROKER=dramatiq_broker())
+
+import dramatiq  # noqa: E402  # needs the broker
+
+tally = Tally()
+
+
+@dramatiq.actor(actor_name="bench_plain", queue_name=QUEUE)
+def plain(payload: dict[str, Any]) -> None:
+    tally.hit()
