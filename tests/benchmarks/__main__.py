@@ -19,6 +19,7 @@ from tests.benchmarks import machine, report
 from tests.benchmarks.catalogue import CATALOGUE, Benchmark
 from tests.benchmarks.drivers import ROOT
 from tests.benchmarks.figures import Result
+from tests.benchmarks.profiling import profile
 from tests.benchmarks.progress import progress
 from tests.benchmarks.rounds import Plan, run
 from tests.benchmarks.surroundings import Surroundings
@@ -29,11 +30,6 @@ PAGE = ROOT / "docs" / "reference" / "benchmarks.md"
 def main() -> None:
     """Start the servers, run the benchmarks, print the page."""
     options = parse(sys.argv[1:])
-    if options.profile:
-        from tests.benchmarks.profiling import profile
-
-        profile(options.profile, options.scale)
-        return
     with ExitStack() as stack:
         embedded = not os.environ.get("DATABASE_URL")
         surroundings = Surroundings(
@@ -44,6 +40,9 @@ def main() -> None:
             with_peers=options.peers,
         )
         stack.callback(surroundings.clean)
+        if options.profile:
+            profile(options.profile, options.scale, surroundings)
+            return
         described = machine.describe(
             surroundings.database_url,
             embedded=embedded,

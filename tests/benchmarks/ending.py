@@ -14,6 +14,7 @@ WARM_UP_EVENTS = 100
 # Until processes have started and connected.
 START_TIMEOUT_S = 60.0
 FINISH_TIMEOUT_S = 240.0
+POLL_INTERVAL_S = 0.005
 # Between two events, so that everything has come to rest.
 SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.12, 0.2
 
@@ -60,6 +61,34 @@ def end_to_end(
             }
     finally:
         reports.close()
+
+
+def drained(
+    *commands: Command,
+    feed: Callable[[int], Fed],
+    events: int,
+    is_drained: Callable[[], bool],
+    is_ready: Callable[[], bool] = lambda: True,
+) -> Answer:
+    """Feed running relays, and measure until they have taken everything out of the table."""
+    with children(*commands, env={}) as running:
+        wait_until(is_ready, START_TIMEOUT_S)
+        feed(WARM_UP_EVENTS)
+        wait_until(is_drained, START_TIMEOUT_S)
+        before = _cpu_s(running)
+        since = feed(events).since
+        wait_until(is_drained, FINISH_TIMEOUT_S)
+        wall_s = time.monotonic() - since
+        return {"events": events, "wall_s": wall_s, "cpu_s": _cpu_s(running) - before}
+
+
+def wait_until(done: Callable[[], bool], timeout_s: float = FINISH_TIMEOUT_S) -> None:
+    """Poll until something is done; raise `TimeoutError` when it never is."""
+    deadline = time.monotonic() + timeout_s
+    while not done():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"waited {timeout_s:g} s in vain for {done.__name__}")
+        time.sleep(POLL_INTERVAL_S)
 
 
 def latency(*commands: Command, feed: Callable[[int], Fed], samples: int) -> Answer:

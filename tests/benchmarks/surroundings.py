@@ -51,9 +51,10 @@ class Surroundings:
                 raise EnvironmentMissing("left out by --no-peers")
             name = way.module.rpartition(".")[2]
             python = environments.python_for(name, way.peer.requirements, at_least=way.peer.python)
-        return Driver(python, way.module, env=self._environment(benchmark.broker))
+        return Driver(python, way.module, env=self.environment(benchmark.broker))
 
-    def _environment(self, broker: Broker) -> dict[str, str]:
+    def environment(self, broker: Broker) -> dict[str, str]:
+        """Make a database, and return what tells a process of it and of the broker."""
         name = f"{self.prefix}_{next(_numbers)}"
         self._execute(f'CREATE DATABASE "{name}"')
         self.databases.append(name)

@@ -19,13 +19,11 @@ from relay.loop import Relay, RelayOptions
 from relay.stopping import Stop
 from tests.benchmarks import ending, site
 from tests.benchmarks.ending import Fed
-from tests.benchmarks.processes import children
 from tests.benchmarks.protocol import Answer, Task, added, measured, serve
 
 APP = "tests.benchmarks.ways.outbox_app"
 RELAY = (sys.executable, "-m", APP, "run_relay")
 CHUNK = 5000
-TIMEOUT_S = 240.0
 
 
 def publish(events: int) -> Answer:
@@ -54,19 +52,13 @@ def drain(events: int) -> Answer:
 def relays(events: int, count: int) -> Answer:
     """Let several relay processes share a backlog."""
     clear()
-    with children(*[RELAY] * count, env={}) as running:
-        _wait(lambda: RelayHeartbeat.objects.count() == count)
-        feed(1)
-        _wait(_all_sent)
-        before = sum(child.cpu_s for child in running)
-        since = feed(events).since
-        _wait(_all_sent)
-        wall_s = time.monotonic() - since
-        return {
-            "events": events,
-            "wall_s": wall_s,
-            "cpu_s": sum(child.cpu_s for child in running) - before,
-        }
+    return ending.drained(
+        *[RELAY] * count,
+        feed=feed,
+        events=events,
+        is_ready=lambda: RelayHeartbeat.objects.count() == count,
+        is_drained=_all_sent,
+    )
 
 
 def end_to_end(events: int, topic: str = "bench.single") -> Answer:
@@ -78,7 +70,7 @@ def end_to_end(events: int, topic: str = "bench.single") -> Answer:
         RELAY,
         feed=lambda count: feed(count, topic),
         events=events,
-        settle=lambda: _wait(_all_confirmed),
+        settle=lambda: ending.wait_until(_all_confirmed),
         warm_up=warm_up,
     )
 
@@ -143,15 +135,6 @@ def _all_sent() -> bool:
 
 def _all_confirmed() -> bool:
     return not Delivery.objects.filter(Q(status="pending") | Q(status="dispatched")).exists()
-
-
-def _wait(done: object) -> None:
-    assert callable(done)
-    deadline = time.monotonic() + TIMEOUT_S
-    while not done():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"waited {TIMEOUT_S:g} s in vain for {done.__name__}")
-        time.sleep(0.005)
 
 
 def tasks() -> dict[str, Task]:

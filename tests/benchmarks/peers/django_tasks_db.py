@@ -1,0 +1,43 @@
+"""django-tasks-db: Django's tasks in a table, whose worker runs one at a time; it needs no relay."""
+
+from __future__ import annotations
+
+import sys
+
+from tests.benchmarks import site
+from tests.benchmarks.peers.measuring import DjangoPeer
+
+site.setup(
+    "django_tasks",
+    "django_tasks_db",
+    TASKS={"default": {"BACKEND": "django_tasks_db.DatabaseBackend", "QUEUES": ["default"]}},
+    # Nothing is logged of each task.
+    LOGGING={"version": 1, "disable_existing_loggers": False, "root": {"level": "WARNING"}},
+)
+
+WORKER = (sys.executable, "-m", "tests.benchmarks.peers.django_tasks_db", "db_worker")
+
+
+def main() -> None:
+    """Answer requests."""
+    from tests.benchmarks.peers.django_tasks_db_tasks import bench
+
+    site.migrate()
+    from django_tasks_db.models import DBTaskResult
+
+    DjangoPeer(
+        packages=("django-tasks-db", "django-tasks", "Django", "psycopg"),
+        tables=(DBTaskResult._meta.db_table,),
+        enqueue=lambda: bench.enqueue(site.PAYLOAD),
+        # It polls, so the interval is its latency; a shorter one only costs CPU.
+        workers=((*WORKER, "--interval", "0.02", "--no-startup-delay", "--verbosity", "0"),),
+    ).serve()
+
+
+if __name__ == "__main__":
+    if sys.argv[1:]:
+        from django.core.management import execute_from_command_line
+
+        execute_from_command_line(sys.argv)
+    else:
+        main()

@@ -1,0 +1,17 @@
+"""What the worker of django-tasks-db imports."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django_tasks import task
+
+from tests.benchmarks.processes import Tally
+
+tally = Tally()
+
+
+@task()
+def bench(payload: dict[str, Any]) -> None:
+    """Count."""
+    tally.hit()
