@@ -45,7 +45,8 @@ class Driver:
             start_new_session=True,
         )
         self._answers: queue.Queue[str] = queue.Queue()
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
 
     def __enter__(self) -> Self:
         return self
@@ -86,6 +87,7 @@ class Driver:
     def close(self) -> None:
         """End it, and kill all that it has left running."""
         assert self._process.stdin is not None
+        assert self._process.stdout is not None
         try:
             self._process.stdin.close()
             self._process.wait(STOP_TIMEOUT_S)
@@ -93,6 +95,8 @@ class Driver:
             pass
         finally:
             self._kill()
+            self._reader.join(STOP_TIMEOUT_S)
+            self._process.stdout.close()
             self._log.close()
 
     def _kill(self) -> None:
