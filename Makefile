@@ -33,7 +33,7 @@ types: $(INSTALLED)
 docs: $(INSTALLED)  ## links and paths of the documentation
 	$(PY) -m pytest tests/docs $(ARGS)
 
-bench: $(INSTALLED)
+bench: $(INSTALLED)  ## beside floors and peers; ARGS=--help tells the options
 	$(PY) -m tests.benchmarks $(ARGS)
 
 record: $(INSTALLED)  ## after a release, what the next one is tested with
