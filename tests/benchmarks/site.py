@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from functools import cache
 from typing import Any
 
 # The payload of every event, about 200 bytes of JSON.
@@ -54,6 +55,7 @@ CREATE TABLE IF NOT EXISTS bench_order (
 """
 
 
+@cache
 def order_model() -> Any:
     """Return the model whose rows are the business of a transaction."""
     from django.db import models
