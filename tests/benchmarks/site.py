@@ -27,7 +27,10 @@ def setup(*apps: str, **settings: Any) -> None:
     from django.conf import settings as django_settings
 
     django_settings.configure(
-        DATABASES={"default": {"ENGINE": "django.db.backends.postgresql", **database()}},
+        # Connections stay: reconnecting for each message would be most of what is measured.
+        DATABASES={
+            "default": {"ENGINE": "django.db.backends.postgresql", "CONN_MAX_AGE": None, **database()}
+        },
         DEFAULT_AUTO_FIELD="django.db.models.BigAutoField",
         INSTALLED_APPS=["django.contrib.contenttypes", *apps],
         SECRET_KEY="only-for-benchmarks",

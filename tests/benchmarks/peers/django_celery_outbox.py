@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from tests.benchmarks import site
-from tests.benchmarks.peers.django_celery_outbox_app import bench
+from tests.benchmarks.peers.django_celery_outbox_app import app, bench
 from tests.benchmarks.peers.measuring import DjangoPeer
 
 APP = "tests.benchmarks.peers.django_celery_outbox_app"
@@ -30,6 +30,7 @@ def main() -> None:
         packages=("django-celery-outbox", "celery", "Django", "psycopg", "redis"),
         tables=(CeleryOutbox._meta.db_table,),
         enqueue=lambda: bench.delay(site.PAYLOAD),
+        clear_broker=app.control.purge,
         workers=(WORKER, RELAY),
         relays=(RELAY,),
     ).serve()

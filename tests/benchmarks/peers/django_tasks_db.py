@@ -28,6 +28,7 @@ def main() -> None:
     DjangoPeer(
         packages=("django-tasks-db", "django-tasks", "Django", "psycopg"),
         tables=(DBTaskResult._meta.db_table,),
+        pending="status IN ('READY', 'RUNNING')",
         enqueue=lambda: bench.enqueue(site.PAYLOAD),
         # It polls, so the interval is its latency; a shorter one only costs CPU.
         workers=((*WORKER, "--interval", "0.02", "--no-startup-delay", "--verbosity", "0"),),

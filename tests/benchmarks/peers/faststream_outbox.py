@@ -48,7 +48,7 @@ def drain(events: int) -> Answer:
         (*PROCESS, "relay"),
         feed=lambda count: run(write(count, "relayed")),
         events=events,
-        is_drained=lambda: bool(run(execute("SELECT NOT EXISTS (SELECT 1 FROM outbox)"))),
+        is_drained=is_drained,
     )
 
 
@@ -56,7 +56,10 @@ def end_to_end(events: int) -> Answer:
     """Commit a backlog in front of a worker that has nothing else to do."""
     run(clear())
     return ending.end_to_end(
-        (*PROCESS, "worker"), feed=lambda count: run(write(count, "single")), events=events
+        (*PROCESS, "worker"),
+        feed=lambda count: run(write(count, "single")),
+        events=events,
+        settle=lambda: ending.wait_until(is_drained),
     )
 
 
@@ -66,6 +69,11 @@ def latency(samples: int) -> Answer:
     return ending.latency(
         (*PROCESS, "worker"), feed=lambda count: run(write(count, "single")), samples=samples
     )
+
+
+def is_drained() -> bool:
+    """Return whether the table has nothing left to do."""
+    return bool(run(execute("SELECT NOT EXISTS (SELECT 1 FROM outbox)")))
 
 
 async def business(transactions: int, publishes: bool) -> None:

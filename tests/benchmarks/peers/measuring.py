@@ -22,7 +22,8 @@ class DjangoPeer:
         workers: the processes from the commit to the handler.
         relays: the processes from the table to a broker, if the peer has such a thing.
         enqueue_for_relay: writes one event for the broker, if not every event is.
-        pending: the condition of rows that wait for a relay.
+        pending: the condition of rows in the first table that are not done with; all of them, if empty.
+        clear_broker: removes what earlier measurements have left at the broker.
     """
 
     packages: tuple[str, ...]
@@ -33,6 +34,7 @@ class DjangoPeer:
     relays: Sequence[Command] = ()
     enqueue_for_relay: Callable[[], object] | None = None
     pending: str = ""
+    clear_broker: Callable[[], object] = lambda: None
 
     def serve(self) -> None:
         """Answer requests."""
@@ -79,7 +81,12 @@ class DjangoPeer:
     def end_to_end(self, events: int) -> Answer:
         """Commit a backlog in front of processes that have nothing else to do."""
         self.clear()
-        return ending.end_to_end(*self.workers, feed=self.feed, events=events)
+        return ending.end_to_end(
+            *self.workers,
+            feed=self.feed,
+            events=events,
+            settle=lambda: ending.wait_until(self.is_drained),
+        )
 
     def latency(self, samples: int) -> Answer:
         """Commit one event at a time."""
@@ -98,11 +105,12 @@ class DjangoPeer:
         return Fed(moments[0])
 
     def clear(self) -> None:
-        """Empty the tables."""
+        """Empty the tables, and the queues of a broker."""
+        self.clear_broker()
         self._execute(f"TRUNCATE {', '.join((*self.tables, 'bench_order'))} CASCADE")
 
     def is_drained(self) -> bool:
-        """Return whether nothing waits for a relay."""
+        """Return whether the table has nothing left to do."""
         where = f" WHERE {self.pending}" if self.pending else ""
         return self._execute(f"SELECT NOT EXISTS (SELECT 1 FROM {self.tables[0]}{where})")
 

@@ -25,6 +25,7 @@ def main() -> None:
         tables=("procrastinate_jobs", "procrastinate_events"),
         enqueue=lambda: bench.defer(payload=site.PAYLOAD),
         enqueue_many=lambda events: bench.batch_defer(*[{"payload": site.PAYLOAD}] * events),
+        pending="status IN ('todo', 'doing')",
         workers=((*WORKER, "--concurrency=8"),),
     ).serve()
 
