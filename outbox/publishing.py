@@ -11,17 +11,18 @@ from uuid import UUID
 from asgiref.sync import sync_to_async
 from django.conf import settings as django_settings
 from django.db import DEFAULT_DB_ALIAS, connections, transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
 
 from .arguments import check_key, check_size, due_at, expiry
 from .conf import OutboxSettings, get_settings
 from .contexts import headers_for
 from .errors import NotInTransaction, UnknownDatabase
-from .models import Delivery, Event, NewDelivery, NewEvent
+from .models import Delivery, Event, NewDelivery, NewEvent, record_events
 from .registry import Handler, registry
 from .serialization import dump_json
 from .topics import check_topic
 from .uuid7 import uuid7
-from .wakeup import wake_on_commit
+from .wakeup import wake_after
 
 
 class EventData(NamedTuple):
@@ -67,18 +68,7 @@ def publish(
         NotInTransaction: outside a transaction, unless `REQUIRE_TRANSACTION` is off.
         PublishError: one of its other kinds, for an argument that is refused.
     """
-    return publish_to(
-        None,
-        topic=topic,
-        payload=payload,
-        key=key,
-        delay=delay,
-        eta=eta,
-        headers=headers,
-        expires=expires,
-        dedup_key=dedup_key,
-        using=using,
-    )
+    return _publish(EventData(topic, payload, key, delay, eta, headers, expires, dedup_key), None, using)
 
 
 def publish_many(events: Iterable[EventData | Mapping[str, Any]], *, using: str | None = None) -> list[Event]:
@@ -92,9 +82,10 @@ def publish_many(events: Iterable[EventData | Mapping[str, Any]], *, using: str 
     Raises:
         PublishError: as `publish` does, before anything is written.
     """
-    alias, settings = _writable_alias(using), get_settings()
+    settings = get_settings()
+    connection = _writable(using, settings)
     new = [_prepare(data, settings) for data in map(_as_data, events)]
-    return _record(new, alias)
+    return _record(new, connection, settings)
 
 
 async def apublish(topic: str, payload: Any = None, **options: Any) -> Event:
@@ -108,27 +99,32 @@ def publish_to(handlers: Sequence[Handler] | None, *, using: str | None = None, 
     Raises:
         PublishError: as `publish` does.
     """
-    alias = _writable_alias(using)
-    new = _prepare(EventData(**data), get_settings(), handlers)
-    return _record([new], alias)[0]
+    return _publish(EventData(**data), handlers, using)
+
+
+def _publish(data: EventData, handlers: Sequence[Handler] | None, using: str | None) -> Event:
+    # Settings and connection are looked up once and handed on: a look-up costs as much as a small function.
+    settings = get_settings()
+    connection = _writable(using, settings)
+    return _record([_prepare(data, settings, handlers)], connection, settings)[0]
 
 
 def _as_data(given: EventData | Mapping[str, Any]) -> EventData:
     return given if isinstance(given, EventData) else EventData(**given)
 
 
-def _writable_alias(using: str | None) -> str:
+def _writable(using: str | None, settings: OutboxSettings) -> BaseDatabaseWrapper:
     alias = using or DEFAULT_DB_ALIAS
-    settings = get_settings()
     if alias not in settings.databases:
         raise UnknownDatabase(_why_unknown(alias, settings))
-    if settings.require_transaction and not connections[alias].in_atomic_block:
+    connection = connections[alias]
+    if settings.require_transaction and not connection.in_atomic_block:
         raise NotInTransaction(
             f"publish() was called outside a transaction on database {alias!r}, so the event could not share "
             "the fate of your rows; wrap both in transaction.atomic(), or set "
             "OUTBOX['REQUIRE_TRANSACTION'] = False"
         )
-    return alias
+    return connection
 
 
 def _why_unknown(alias: str, settings: OutboxSettings) -> str:
@@ -172,27 +168,31 @@ def delivery_to(handler: Handler, key: str) -> NewDelivery:
     return NewDelivery(handler.name, handler.queue, lane, held=held, wait=handler.batch.wait)
 
 
-def _record(events: Sequence[NewEvent], alias: str) -> list[Event]:
+def _record(
+    events: Sequence[NewEvent], connection: BaseDatabaseWrapper, settings: OutboxSettings
+) -> list[Event]:
     if not events:
         return []
+    alias = connection.alias
     # Within the caller's transaction; without one, all of them or none.
-    with nullcontext() if connections[alias].in_atomic_block else transaction.atomic(using=alias):
+    with nullcontext() if connection.in_atomic_block else transaction.atomic(using=alias):
         ids = _write(events, alias)
-        if any(event.deliveries for event in events):
-            wake_on_commit(alias)
+        if settings.listen and any(event.deliveries for event in events):
+            wake_after(connection)
     return [_event(pk, event, alias) for pk, event in zip(ids, events, strict=True)]
 
 
 def _write(events: Sequence[NewEvent], alias: str) -> list[UUID]:
-    table = Event.objects.using(alias)
     if all(event.dedup_key is None for event in events):
-        table.record(events)
+        record_events(events, alias)
         return [event.id for event in events]
     ids = []
     for event in events:
         if event.dedup_key is None:
-            table.record([event])
-        ids.append(event.id if event.dedup_key is None else table.record_once(event))
+            record_events([event], alias)
+            ids.append(event.id)
+        else:
+            ids.append(Event.objects.using(alias).record_once(event))
     return ids
 
 

@@ -7,7 +7,8 @@ import time
 from functools import partial
 from threading import Lock
 
-from django.db import DatabaseError, connections, transaction
+from django.db import DatabaseError, connections
+from django.db.backends.base.base import BaseDatabaseWrapper
 
 from .conf import get_settings
 
@@ -29,13 +30,18 @@ class _Wake(partial[None]):
 
 def wake_on_commit(using: str) -> None:
     """Wake the relay once, after the current transaction on `using` has committed."""
-    connection = connections[using]
-    if connection.vendor != "postgresql" or not get_settings().listen:
+    if get_settings().listen:
+        wake_after(connections[using])
+
+
+def wake_after(connection: BaseDatabaseWrapper) -> None:
+    """Do as `wake_on_commit`, whatever the settings say of it."""
+    if connection.vendor != "postgresql":
         return
     # A hook that is still listed will run: Django drops those of a savepoint that is rolled back.
     if any(isinstance(hook[1], _Wake) for hook in connection.run_on_commit):
         return
-    transaction.on_commit(_Wake(wake, using), using=using, robust=True)
+    connection.on_commit(_Wake(wake, connection.alias), robust=True)
 
 
 def wake(using: str, *, urgent: bool = False) -> None:
@@ -44,7 +50,7 @@ def wake(using: str, *, urgent: bool = False) -> None:
     Args:
         urgent: tell them in any case, for work that is better not found a little later.
     """
-    if connections[using].vendor != "postgresql" or not (urgent or _is_due(using)):
+    if not (urgent or _is_due(using)) or connections[using].vendor != "postgresql":
         return
     try:
         with connections[using].cursor() as cursor:

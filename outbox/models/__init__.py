@@ -1,7 +1,7 @@
 """The tables, and the verbs that change their state."""
 
 from .delivery import Delivery
-from .event import Event, EventQuerySet
+from .event import Event, EventQuerySet, record_events
 from .heartbeat import RelayHeartbeat
 from .pause import PausedHandler
 from .recording import NewDelivery, NewEvent
@@ -22,5 +22,6 @@ __all__ = [
     "PausedHandler",
     "RelayHeartbeat",
     "Tally",
+    "record_events",
     "storable",
 ]

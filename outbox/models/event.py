@@ -23,20 +23,22 @@ MAX_TOPIC_LENGTH = 200
 MAX_KEY_LENGTH = 255
 
 
+def record_events(events: Sequence[NewEvent], database: str) -> None:
+    """Write events and their deliveries in the current transaction.
+
+    On PostgreSQL this is one round trip per `RECORD_CHUNK` events.
+    """
+    # No method of a queryset: making one costs a tenth of what a publish does outside of the database.
+    for start in range(0, len(events), RECORD_CHUNK):
+        chunk = events[start : start + RECORD_CHUNK]
+        if connections[database].vendor == "postgresql":
+            recording.record(chunk, database)
+        else:
+            Event.objects.using(database).record_portably(chunk)
+
+
 class EventQuerySet(models.QuerySet["Event"]):
     """Verbs on events."""
-
-    def record(self, events: Sequence[NewEvent]) -> None:
-        """Write events and their deliveries in the current transaction.
-
-        On PostgreSQL this is one round trip per `RECORD_CHUNK` events.
-        """
-        for start in range(0, len(events), RECORD_CHUNK):
-            chunk = events[start : start + RECORD_CHUNK]
-            if connections[self.db].vendor == "postgresql":
-                recording.record(chunk, self.db)
-            else:
-                self._record_portably(chunk)
 
     def record_once(self, event: NewEvent) -> UUID:
         """Write an event unless its topic has one with its dedup key; return the id of the one that is there.
@@ -48,7 +50,7 @@ class EventQuerySet(models.QuerySet["Event"]):
             if connections[self.db].vendor == "postgresql":
                 written = recording.record_once(event, self.db)
             elif written := not same.exists():
-                self._record_portably([event])
+                self.record_portably([event])
             if written:
                 return event.id
             existing: UUID | None = same.values_list("pk", flat=True).first()
@@ -101,7 +103,8 @@ class EventQuerySet(models.QuerySet["Event"]):
         kept = set(deliveries.still_needed(failed_retention).values_list("event_id", flat=True))
         return (ids[-1] if len(ids) == limit else None), [pk for pk in ids if pk not in kept]
 
-    def _record_portably(self, events: Sequence[NewEvent]) -> None:
+    def record_portably(self, events: Sequence[NewEvent]) -> None:
+        """Write events and their deliveries on any database."""
         from .delivery import Delivery
 
         self.bulk_create([_instance(event) for event in events])
