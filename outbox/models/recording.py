@@ -66,8 +66,8 @@ def record_once(event: NewEvent, database: str) -> bool:
 
 
 _INSERT_EVENT = f"""
-INSERT INTO outbox_event (id, topic, key, payload, headers, dedup_key, version)
-VALUES (%s, %s, %s, %s::jsonb, %s::jsonb, %s, {WRITTEN:d})
+INSERT INTO outbox_event (id, topic, payload, key, headers, dedup_key, version)
+VALUES (%s, %s, %s::jsonb, {{key}}, {{headers}}, {{dedup_key}}, {WRITTEN:d})
 """  # noqa: S608  # made of constants
 
 _INSERT_DELIVERIES = """
@@ -75,17 +75,28 @@ INSERT INTO outbox_delivery (event_id, handler, queue, key, held, available_at, 
 
 
 def _one(event: NewEvent) -> tuple[str, list[Any]]:
-    parameters: list[Any] = list(event[:6])
+    key, keys = _text(event.key)
+    headers, texts = ("'{}'", ()) if event.headers == "{}" else ("%s::jsonb", (event.headers,))
+    dedup_key, once = ("NULL", ()) if event.dedup_key is None else ("%s", (event.dedup_key,))
+    insert_event = _INSERT_EVENT.format(key=key, headers=headers, dedup_key=dedup_key)
+    parameters: list[Any] = [event.id, event.topic, event.payload, *keys, *texts, *once]
     if not event.deliveries:
-        return _INSERT_EVENT, parameters
+        return insert_event, parameters
     expires_at, expiry = ("NULL", ()) if event.expires is None else _moment(event.expires)
     rows = []
     for delivery in event.deliveries:
         # An ordinary event is due now and needs no parameter to say so.
         available_at, due = _moment(event.due + delivery.wait)
-        parameters += (event.id, *delivery[:4], *due, *expiry)
-        rows.append(f"(%s, %s, %s, %s, %s, {available_at}, {expires_at})")
-    return f"WITH new_event AS ({_INSERT_EVENT}) {_INSERT_DELIVERIES}{', '.join(rows)}", parameters
+        lane, lanes = _text(delivery.key)
+        held, holds = _text(delivery.held)
+        parameters += (event.id, delivery.handler, delivery.queue, *lanes, *holds, *due, *expiry)
+        rows.append(f"(%s, %s, %s, {lane}, {held}, {available_at}, {expires_at})")
+    return f"WITH new_event AS ({insert_event}) {_INSERT_DELIVERIES}{', '.join(rows)}", parameters
+
+
+def _text(value: str) -> tuple[str, tuple[Any, ...]]:
+    # What is mostly empty is no parameter then: one costs psycopg about a microsecond.
+    return ("%s", (value,)) if value else ("''", ())
 
 
 def _moment(when: datetime | timedelta) -> tuple[str, tuple[Any, ...]]:
