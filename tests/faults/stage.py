@@ -75,7 +75,7 @@ class Stage:
         for process in filter(None, cast):
             process.kill()
             if failed:
-                sys.stderr.write(f"--- {process} ---\n{process.output[-20_000:]}\n")
+                sys.stderr.write(f"--- {process} ---\n{process.output[-60_000:]}\n")
         self.way.off()
         self.let_go()
         (self._folder / "run").unlink(missing_ok=True)
