@@ -6,7 +6,8 @@ import json
 import os
 import re
 import sys
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -37,6 +38,15 @@ class Result:
         """Put together what was counted and timed."""
         within_s = scenario.within.total_seconds()
         return cls(scenario.name, broker, **asdict(count), recovery_s=recovery_s, within_s=within_s)
+
+    @classmethod
+    def sum(cls, rounds: Sequence[Self]) -> Self:
+        """Add up what was counted in all rounds, and keep the longest time."""
+        counts = {
+            name: sum(getattr(one, name) for one in rounds)
+            for name in ("committed", "lost", "duplicated", "effects_twice", "unasked")
+        }
+        return replace(rounds[0], **counts, recovery_s=max(one.recovery_s for one in rounds))
 
     def write(self) -> None:
         """Add the result to the file that `OUTBOX_FAULTS_RESULTS` names, if it names one."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,9 @@ from tests.processes import Process, wait_until
 Broker = EmbeddedRedis | RabbitmqNode
 
 CLOCK = ROOT / "tests" / "faults" / "clock"
+
+# Characters of each process's output, after a failure.
+MAX_SHOWN = 60_000
 
 OPTIONS = {
     "POLL_INTERVAL": effort.POLL_INTERVAL.total_seconds(),
@@ -68,14 +72,20 @@ class Stage:
         if self._publisher is None:
             self._start_publisher()
 
-    def clear(self, *, failed: bool = False) -> None:
+    def show(self) -> None:
+        """Write what the processes wrote, and where the relays stand: they end with a traceback."""
+        for relay in self._relays:
+            relay.send_signal(signal.SIGABRT)
+            relay.wait()
+        for process in filter(None, [*self._relays, self._worker, self._publisher]):
+            sys.stderr.write(f"--- {process} ---\n{process.output[-MAX_SHOWN:]}\n")
+
+    def clear(self) -> None:
         """End all processes."""
         cast = [*self._relays, self._worker, self._publisher]
         self._relays, self._worker, self._publisher = [], None, None
         for process in filter(None, cast):
             process.kill()
-            if failed:
-                sys.stderr.write(f"--- {process} ---\n{process.output[-60_000:]}\n")
         self.way.off()
         self.let_go()
         (self._folder / "run").unlink(missing_ok=True)
@@ -194,4 +204,5 @@ def environment(database_url: str) -> dict[str, str]:
         "DJANGO_SETTINGS_MODULE": "tests.faults.settings",
         "PYTHONPATH": str(ROOT),
         "PYTHONUNBUFFERED": "1",
+        "PYTHONFAULTHANDLER": "1",
     }
