@@ -4,11 +4,13 @@ VENV ?= .venv
 # A release series of Django to test with, as in `make test DJANGO=5.2`; the newest that fits unless named.
 DJANGO ?=
 ARGS ?=
+# How often `make soak` repeats each fault.
+ROUNDS ?= 10
 
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint format types docs bench record clean
+.PHONY: demo test soak lint format types docs bench record clean
 .DEFAULT_GOAL := test
 
 demo: $(INSTALLED)  ## the shop, its workers and the relay; ARGS=--exit ends by itself
@@ -17,6 +19,13 @@ demo: $(INSTALLED)  ## the shop, its workers and the relay; ARGS=--exit ends by 
 # Most tests wait for other processes, so several at a time pay off; each file stays in one process.
 test: $(INSTALLED)  ## all tests; ARGS goes to pytest
 	$(PY) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+soak: $(INSTALLED)  ## the fault tests for longer; writes the table of docs/reference/faults.md
+	rm -f build/faults.jsonl && mkdir -p build
+	OUTBOX_SOAK_ROUNDS=$(ROUNDS) OUTBOX_SOAK_LATE_S=180 OUTBOX_FAULTS_MARGIN_S=3 \
+	  OUTBOX_FAULTS_RESULTS=$(CURDIR)/build/faults.jsonl \
+	  $(PY) -m pytest tests/faults $(ARGS)
+	$(PY) -m tests.faults.report build/faults.jsonl
 
 lint: $(INSTALLED)  ## style and the contracts between modules
 	$(PY) -m ruff check .

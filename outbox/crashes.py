@@ -27,6 +27,9 @@ logger = logging.getLogger(__name__)
 LOOK_INTERVAL_S = 10.0
 # How long a worker's start, or its end, may wait for the database.
 BOOT_TIMEOUT_S = 5.0
+# Most handlers are done sooner. All that a worker ran when it died are suspects, and were they to go back to
+# the table for each other, the last one would come a long time after the first.
+SOLITUDE_TIMEOUT_S = 1.0
 # More than anybody has; it bounds the memory of those who have them all the same.
 MAX_SUSPECTS = 10_000
 
@@ -101,7 +104,7 @@ class Crashes:
 
         Were two to run at the same time, the one at fault would bring its crashes upon the other.
         """
-        return self._alone.acquire(blocking=False)
+        return self._alone.acquire(timeout=SOLITUDE_TIMEOUT_S)
 
     def end_solitude(self) -> None:
         """Let another suspect run."""

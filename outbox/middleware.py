@@ -61,15 +61,15 @@ class OutboxMiddleware(Middleware):
             run.lane = run.event.key
         # Only copies that the relay or RabbitMQ sent again, and what a worker died of, are looked up: the
         # normal way pays no query.
-        stack = ExitStack()
-        if run.redelivered or getattr(message, "redelivered", False) or crashes.suspects(run):
-            self._look_up(run, stack)
-        stack.enter_context(crashes.noting(run))
-        token = current_run.set(run)
-        stack.callback(current_run.reset, token)
-        if not run.batched:
-            stack.enter_context(handling(run.event))
-        _stack.set(stack)
+        with ExitStack() as stack:
+            if run.redelivered or getattr(message, "redelivered", False) or crashes.suspects(run):
+                self._look_up(run, stack)
+            stack.enter_context(crashes.noting(run))
+            token = current_run.set(run)
+            stack.callback(current_run.reset, token)
+            if not run.batched:
+                stack.enter_context(handling(run.event))
+            _stack.set(stack.pop_all())
 
     def after_enqueue(self, broker: Broker, message: Message[Any], delay: int | None) -> None:
         """Notice that the running message has been enqueued again, for a retry."""
@@ -157,19 +157,29 @@ class OutboxMiddleware(Middleware):
         Raises:
             SkipMessage: if not.
         """
+        if self._crashed(run):
+            self._suspect(run, stack)
+            # It may have waited for another copy of its own message.
+            self._crashed(run)
+
+    def _crashed(self, run: Run) -> bool:
+        """Return whether a worker has died of a run.
+
+        Raises:
+            SkipMessage: if the run has nothing left to do.
+        """
         try:
             deliveries = Delivery.objects.using(run.database).filter(pk__in=run.deliveries)
             rows = list(deliveries.only("status", "crashes"))
         except Error:
             logger.warning("could not look up delivery %s, so it runs", run.deliveries, exc_info=True)
-            return
+            return False
         limit = get_settings().max_crashes
         if rows and not any(row.may_run(max_crashes=limit) for row in rows):
             raise SkipMessage(
                 "another copy of a message whose delivery is settled, or that kills its workers"
             )
-        if any(row.crashes for row in rows):
-            self._suspect(run, stack)
+        return any(row.crashes for row in rows)
 
     def _suspect(self, run: Run, stack: ExitStack) -> None:
         """Let a run that a worker may have died of go on alone."""

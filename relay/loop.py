@@ -19,7 +19,7 @@ from outbox.models import Delivery, PausedHandler
 from outbox.registry import Batching, registry
 from outbox.wakeup import QUIET_S
 
-from .backoff import Backoff
+from .backoff import BASE_S, CAP_S, Backoff
 from .claim import Claim, Taken
 from .dispatch import Dispatcher, Outcome, mark, tell
 from .housekeeping import BEAT_INTERVAL_S, Housekeeping
@@ -74,7 +74,8 @@ class Relay:
         self._housekeeping = Housekeeping(
             database=options.database, queues=options.queues, ask=self._dispatcher.holds
         )
-        self._trouble = Backoff()
+        # A server that is away is asked as often as one that is well: when it comes back, nothing waits.
+        self._trouble = Backoff(cap_s=min(CAP_S, max(self._poll_s, BASE_S)))
         self._wait_s = SHORTEST_WAIT_S
         self._prepared: object = None
 

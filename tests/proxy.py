@@ -73,19 +73,35 @@ class Proxy:
                 client, _ = self._listener.accept()
             except TimeoutError:
                 continue
-            server = socket.create_connection(self._upstream)
+            try:
+                server = self._connect()
+            except OSError:
+                # The server is down: whoever came is told so.
+                client.close()
+                continue
             self.accepted += 1
             self._pairs.append((client, server))
             self._spawn(self._pump, client, server)
             self._spawn(self._pump, server, client)
+
+    def _connect(self) -> socket.socket:
+        return socket.create_connection(self._upstream)
 
     def _pump(self, source: socket.socket, target: socket.socket) -> None:
         with source:
             with suppress(OSError):
                 while data := source.recv(65536):
                     self._flowing.wait()
+                    self._passes(source, data)
                     target.sendall(data)
-            _shut(target)
+            self._ends(target)
+
+    def _passes(self, source: socket.socket, data: bytes) -> None:
+        """Look at what is about to be passed on."""
+
+    def _ends(self, target: socket.socket) -> None:
+        """Tell one end that the other has gone."""
+        _shut(target)
 
     def _spawn(self, run: Callable[..., None], *args: Any) -> None:
         thread = threading.Thread(target=run, args=args, daemon=True)

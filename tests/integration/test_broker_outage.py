@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from itertools import cycle, pairwise
 from types import SimpleNamespace
 
@@ -62,7 +63,9 @@ def outage(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hour]:
     with Hour() as hour:
         watch(hour, monkeypatch)
         publish("test.recorded")
-        Relay(RelayOptions(database="default", listen=False), stop=hour).run()
+        # The longest waits are those of a relay that polls as seldom.
+        options = RelayOptions(database="default", listen=False, poll_interval=timedelta(seconds=CAP_S))
+        Relay(options, stop=hour).run()
         yield hour
     flush()
     clear_broker()
@@ -129,6 +132,19 @@ def gaps(moments: Sequence[float]) -> list[float]:
 def test_no_wait_of_the_outage_exceeds_the_cap(hour):
     assert len(hour.waits) > OUTAGE_S / CAP_S
     assert max(hour.waits) <= CAP_S
+
+
+def test_a_relay_looks_for_its_broker_as_often_as_it_polls(monkeypatch):
+    def away(self):
+        raise BrokerUnavailable("no route to the broker")
+
+    monkeypatch.setattr(Dispatcher, "probe", away)
+    with Hour() as hour:
+        relay = Relay(RelayOptions(database="default", listen=False), stop=hour)
+        for _ in range(20):
+            relay._work()
+    assert len(hour.waits) == 20
+    assert max(hour.waits) <= 1
 
 
 def test_the_waits_of_the_outage_differ(hour):

@@ -149,6 +149,29 @@ def test_one_suspect_runs_at_a_time(tmp_path: Path) -> None:
         registry.remove("slow")
 
 
+def test_quick_suspects_run_one_after_the_other_without_going_back(tmp_path: Path) -> None:
+    ran: list[Any] = []
+    running = threading.Semaphore()
+
+    @outbox.handler("quick.*", name="quick", queue_name=QUEUE)
+    def quick(event: Any) -> None:
+        assert running.acquire(blocking=False)
+        ran.append(event.payload)
+        running.release()
+
+    try:
+        events = [publish("quick.one", n) for n in range(8)]
+        relay_all()
+        die_of(tmp_path, *Delivery.objects.all())
+        with worker():
+            for event in events:
+                assert finish(event) == {"quick": "succeeded"}
+        assert sorted(ran) == list(range(8))
+        assert set(Delivery.objects.values_list("attempts", "error")) == {(1, "")}
+    finally:
+        registry.remove("quick")
+
+
 @pytest.mark.postgres
 def test_a_journal_waits_until_no_copy_has_the_row_locked(
     tmp_path: Path, caplog: pytest.LogCaptureFixture

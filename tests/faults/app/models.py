@@ -1,0 +1,33 @@
+"""The ledger: what was committed on one side, and what became of it on the other."""
+
+from __future__ import annotations
+
+import uuid
+from typing import ClassVar
+
+from django.db import models
+
+
+class Sale(models.Model):
+    """A business row, written in the transaction that publishes it."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4)
+    run = models.CharField(max_length=40, db_index=True)
+
+    objects: ClassVar[models.Manager[Sale]] = models.Manager()
+
+    def __str__(self) -> str:
+        return f"sale {self.pk}"
+
+
+class Effect(models.Model):
+    """What a handler did about a sale, once for each time that it did it."""
+
+    handler = models.CharField(max_length=20)
+    sale = models.UUIDField()  # no foreign key: an effect of a sale that was rolled back must show
+    run = models.CharField(max_length=40, db_index=True)
+
+    objects: ClassVar[models.Manager[Effect]] = models.Manager()
+
+    def __str__(self) -> str:
+        return f"{self.handler} {self.sale}"

@@ -1,0 +1,27 @@
+"""How much a run of the fault tests does: little in `make test`, more in `make soak`."""
+
+from __future__ import annotations
+
+import os
+import random
+from datetime import timedelta
+
+# How often each scenario repeats its faults.
+ROUNDS = int(os.environ.get("OUTBOX_SOAK_ROUNDS", "1"))
+
+# Sets what is random; a run that failed is repeated with the seed that it printed.
+SEED = int(os.environ.get("OUTBOX_FAULTS_SEED") or random.SystemRandom().randrange(2**32))
+
+# For how long a late transaction stays open.
+LATE_S = float(os.environ.get("OUTBOX_SOAK_LATE_S", "1"))
+
+# Beyond what recovery waits for: the work itself, on a machine that is busy with other tests as well.
+MARGIN = timedelta(seconds=float(os.environ.get("OUTBOX_FAULTS_MARGIN_S", "10")))
+
+POLL_INTERVAL = timedelta(seconds=0.5)
+CONFIRM_TIMEOUT = timedelta(seconds=3)
+DISPATCH_TIMEOUT = timedelta(seconds=2)
+# How long a Dramatiq worker waits before it consumes from RabbitMQ or Redis again.
+RECONNECT = timedelta(seconds=0.5)
+# How long RedisBroker takes a silent worker for alive.
+HEARTBEAT_TIMEOUT = timedelta(seconds=2)

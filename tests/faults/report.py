@@ -1,0 +1,79 @@
+"""The results of the scenarios, and the reference's table: `python -m tests.faults.report results.jsonl`."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Self
+
+from tests.faults.ledger import Count
+from tests.faults.scenarios import SCENARIOS, Scenario
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "faults.md"
+TABLE = re.compile(r"(?<=<!-- results -->\n).*?(?=<!-- end of results -->)", re.DOTALL)
+BROKERS = {"redis": "Redis", "rabbitmq": "RabbitMQ"}
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one scenario came to."""
+
+    scenario: str
+    broker: str
+    committed: int
+    lost: int
+    duplicated: int
+    effects_twice: int
+    unasked: int
+    recovery_s: float
+    within_s: float
+
+    @classmethod
+    def of(cls, scenario: Scenario, broker: str, count: Count, recovery_s: float) -> Self:
+        """Put together what was counted and timed."""
+        within_s = scenario.within.total_seconds()
+        return cls(scenario.name, broker, **asdict(count), recovery_s=recovery_s, within_s=within_s)
+
+    @classmethod
+    def sum(cls, rounds: Sequence[Self]) -> Self:
+        """Add up what was counted in all rounds, and keep the longest time."""
+        counts = {
+            name: sum(getattr(one, name) for one in rounds)
+            for name in ("committed", "lost", "duplicated", "effects_twice", "unasked")
+        }
+        return replace(rounds[0], **counts, recovery_s=max(one.recovery_s for one in rounds))
+
+    def write(self) -> None:
+        """Add the result to the file that `OUTBOX_FAULTS_RESULTS` names, if it names one."""
+        if path := os.environ.get("OUTBOX_FAULTS_RESULTS"):
+            with Path(path).open("a") as file:
+                file.write(f"{json.dumps(asdict(self))}\n")
+
+
+def table(results: list[Result]) -> str:
+    """Return the results as a table, in the order of the scenarios."""
+    order = [scenario.name for scenario in SCENARIOS]
+    lines = [
+        "| scenario | broker | committed | lost | duplicated | effects_twice | recovery | allowed |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for one in sorted(results, key=lambda one: (order.index(one.scenario), list(BROKERS).index(one.broker))):
+        counts = f"{one.committed} | {one.lost} | {one.duplicated} | {one.effects_twice}"
+        seconds = f"{one.recovery_s:.1f} s | {one.within_s:.2g} s"
+        lines.append(f"| {one.scenario} | {BROKERS[one.broker]} | {counts} | {seconds} |")
+    return "\n".join(lines) + "\n"
+
+
+def write_page(results: list[Result]) -> None:
+    """Put the table into the reference."""
+    PAGE.write_text(TABLE.sub(lambda _: table(results), PAGE.read_text()))
+
+
+if __name__ == "__main__":
+    lines = Path(sys.argv[1]).read_text().splitlines()
+    write_page([Result(**json.loads(line)) for line in lines])

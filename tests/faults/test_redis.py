@@ -1,0 +1,17 @@
+"""Nothing is lost and no effect happens twice, whatever breaks: with Redis."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.faults.running import check
+from tests.faults.scenarios import Scenario, scenarios_with
+from tests.faults.stage import Stage
+
+pytestmark = [pytest.mark.postgres, pytest.mark.redis, pytest.mark.slow]
+
+
+@pytest.mark.parametrize("stage", ["redis"], indirect=True)
+@pytest.mark.parametrize("scenario", scenarios_with("redis"), ids=lambda one: one.name.replace(" ", "-"))
+def test_nothing_is_lost_and_no_effect_happens_twice(stage: Stage, scenario: Scenario) -> None:
+    check(scenario, stage)
