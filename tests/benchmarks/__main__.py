@@ -49,6 +49,8 @@ def main() -> None:
             redis_url=surroundings.redis_url,
             rabbitmq_url=surroundings.rabbitmq_url,
         )
+        if options.scale == "small":
+            described.append("a small scale, which shows that everything runs: the figures mean nothing")
         results = measure(chosen(options.only), options, surroundings)
     text = report.page(results, described)
     print(text)
