@@ -8,14 +8,16 @@ same noise.
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import signal
 import sys
 import time
 import uuid
 from contextlib import ExitStack
 
 from example import services
-from tests.benchmarks import machine, report
+from tests.benchmarks import environments, machine, report
 from tests.benchmarks.catalogue import CATALOGUE, Benchmark
 from tests.benchmarks.drivers import ROOT
 from tests.benchmarks.figures import Result
@@ -25,11 +27,15 @@ from tests.benchmarks.rounds import Plan, run
 from tests.benchmarks.surroundings import Surroundings
 
 PAGE = ROOT / "docs" / "reference" / "benchmarks.md"
+# The answers of every round.
+KEPT = environments.FOLDER / "answers.json"
 
 
 def main() -> None:
     """Start the servers, run the benchmarks, print the page."""
     options = parse(sys.argv[1:])
+    # A run that is ended by a process manager cleans up as well.
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     with ExitStack() as stack:
         embedded = not os.environ.get("DATABASE_URL")
         surroundings = Surroundings(
@@ -52,16 +58,7 @@ def main() -> None:
         if options.scale == "small":
             described.append("a small scale, which shows that everything runs: the figures mean nothing")
         results = measure(chosen(options.only), options, surroundings)
-    text = report.page(results, described)
-    print(text)
-    print("\n".join(report.verdicts(results)))
-    for result in results:
-        for name, figures in result.figures.items():
-            if figures.failure:
-                print(f"\n{result.benchmark.key}: {name}: {figures.failure}", file=sys.stderr)
-    if options.write:
-        PAGE.write_text(text)
-        print(f"\nWritten to {PAGE.relative_to(ROOT)}.")
+    tell(results, described, write=options.write)
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -75,7 +72,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--no-peers", dest="peers", action="store_false", help="without packages from elsewhere"
     )
-    parser.add_argument("--minutes", type=float, default=60, help="begin no round after this time")
+    parser.add_argument("--minutes", type=float, default=60, help="after these, no second round of anything")
     parser.add_argument("--write", action="store_true", help=f"write {PAGE.relative_to(ROOT)}")
     parser.add_argument("--profile", choices=("publish", "relay"), help="profile this with cProfile instead")
     options = parser.parse_args(arguments)
@@ -89,6 +86,30 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def chosen(only: list[str] | None) -> list[Benchmark]:
     """Return the benchmarks asked for."""
     return [one for one in CATALOGUE if not only or one.key in only]
+
+
+def tell(results: list[Result], described: list[str], *, write: bool) -> None:
+    """Print the page, the bars and what went wrong; write the page if asked to."""
+    text = report.page(results, described)
+    print(text)
+    print("\n".join(report.verdicts(results)))
+    for result in results:
+        for name, figures in result.figures.items():
+            if figures.failure:
+                print(f"\n{result.benchmark.key}: {name}: {figures.failure}", file=sys.stderr)
+    if write:
+        PAGE.write_text(text)
+        print(f"\nWritten to {PAGE.relative_to(ROOT)}.")
+
+
+def keep(results: list[Result]) -> None:
+    """Keep what was measured so far, in case the run does not get to its end."""
+    found = {
+        result.benchmark.key: {name: figures.answers for name, figures in result.figures.items()}
+        for result in results
+    }
+    KEPT.parent.mkdir(exist_ok=True)
+    KEPT.write_text(json.dumps(found, indent=1))
 
 
 def measure(
@@ -110,6 +131,7 @@ def measure(
                 results.append(run(one, plan))
             else:
                 results.append(Result(one, {}, 0, skipped=f"no {one.broker} answers"))
+            keep(results)
     return results
 
 
