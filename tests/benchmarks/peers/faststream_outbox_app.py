@@ -11,7 +11,7 @@ import uvloop
 from faststream import FastStream
 from faststream.redis import RedisBroker
 from faststream_outbox import OutboxBroker, make_outbox_table
-from sqlalchemy import MetaData
+from sqlalchemy import URL, MetaData
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from tests.benchmarks import site
@@ -19,9 +19,16 @@ from tests.benchmarks.processes import Tally
 
 metadata = MetaData()
 table = make_outbox_table(metadata, table_name="outbox")
-_where = {name.lower(): value for name, value in site.database().items() if value}
-_where["database"] = _where.pop("name")
-engine = create_async_engine("postgresql+asyncpg://", connect_args=_where, pool_size=20)
+_at = site.database()
+# All in the URL, by which the package opens the connection that it listens on. A socket's folder is no host.
+_url = URL.create(
+    "postgresql+asyncpg",
+    username=_at["USER"] or None,
+    password=_at["PASSWORD"] or None,
+    database=_at["NAME"],
+    query={part.lower(): _at[part] for part in ("HOST", "PORT") if _at[part]},
+)
+engine = create_async_engine(_url, pool_size=20)
 broker = OutboxBroker(engine, outbox_table=table, log_level=logging.DEBUG, apply_types=False)
 tally = Tally()
 
