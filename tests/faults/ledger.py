@@ -38,6 +38,13 @@ SELECT coalesce(json_object_agg(status, number), '{}') FROM (
 """
 
 
+_ACTIVITY = """
+SELECT string_agg(concat_ws(' ', pid, application_name, state, wait_event_type, wait_event,
+                            clock_timestamp() - query_start, left(query, 200)), chr(10))
+FROM pg_stat_activity WHERE datname = current_database()
+"""
+
+
 @dataclass(frozen=True)
 class Count:
     """The ledger of one run.
@@ -96,6 +103,10 @@ class Ledger:
         """Return how many deliveries are in which state other than `succeeded`."""
         answer: dict[str, int] = self.ask(_UNSETTLED)[0]
         return answer
+
+    def activity(self) -> str:
+        """Return what each connection does, a line for each."""
+        return str(self.ask(_ACTIVITY)[0])
 
     def wait_until_even(self, run: str) -> Count:
         """Wait until nothing is missing, or for so long that what is missing is lost."""

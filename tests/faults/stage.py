@@ -73,7 +73,8 @@ class Stage:
             self._start_publisher()
 
     def show(self) -> None:
-        """Write what the processes wrote, and where the relays stand: they end with a traceback."""
+        """Write what connections do and processes wrote; the relays end with a traceback."""
+        sys.stderr.write(f"--- {self.ledger.activity()}\n")
         for relay in self._relays:
             relay.send_signal(signal.SIGABRT)
             relay.wait()
