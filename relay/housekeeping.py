@@ -33,19 +33,31 @@ PRUNE_CHUNKS_AT_ONCE = 20
 FORGET_RELAYS_AFTER = timedelta(days=1)
 
 
+# Where dead rows pile up, what walks past them takes ever longer: do it less often, for no more than this
+# share of the time. A slow broker, too, makes redelivery slow, so there is an end to that.
+WALK_SHARE = 0.05
+LONGEST_INTERVAL_S = 60.0
+
+
 @dataclass
 class Chore:
-    """Something to do every so often."""
+    """Something to do every so often, and less often if it takes more than its share of the time."""
 
     interval_s: float
     do: Callable[[], None]
+    share: float = 1.0
     due_at: float = field(default_factory=time.monotonic)
 
     def run_if_due(self) -> None:
         """Do it, if it is time."""
-        if time.monotonic() >= self.due_at:
-            self.due_at = time.monotonic() + self.interval_s
-            self.do()
+        started = time.monotonic()
+        if started < self.due_at:
+            return
+        # Before it is done, since it may fail.
+        self.due_at = started + self.interval_s
+        self.do()
+        rest_s = min((time.monotonic() - started) / self.share, LONGEST_INTERVAL_S)
+        self.due_at = max(self.due_at, started + rest_s)
 
 
 class Housekeeping:
@@ -64,8 +76,8 @@ class Housekeeping:
         self._beat = Chore(BEAT_INTERVAL_S, self.beat)
         self._chores = (
             self._beat,
-            Chore(_redeliver_interval_s(), self.redeliver),
-            Chore(HELD_INTERVAL_S, self.release_held),
+            Chore(_redeliver_interval_s(), self.redeliver, share=WALK_SHARE),
+            Chore(HELD_INTERVAL_S, self.release_held, share=WALK_SHARE),
             Chore(PRUNE_INTERVAL_S, self.prune),
         )
 
@@ -113,7 +125,7 @@ class Housekeeping:
         self._lane = lanes[-1] if len(lanes) == LANE_CHUNK else ("", "")
         deliveries.release_lanes(lanes, skipping=registry.skipping())
         deliveries.let_go_stranded(
-            paused=PausedHandler.objects.using(self._database).names(),
+            paused=PausedHandler.objects.using(self._database).values("handler"),
             batched=[name for name, handler in registry.handlers.items() if handler.batch],
             limit=LANE_CHUNK,
         )

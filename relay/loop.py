@@ -15,7 +15,7 @@ from outbox.conf import get_settings
 from outbox.confirmations import confirmations
 from outbox.errors import BrokerUnavailable
 from outbox.lifecycle import batch_dispatched, relay_state_changed
-from outbox.models import Delivery, PausedHandler
+from outbox.models import Delivery
 from outbox.registry import Batching, registry
 from outbox.wakeup import QUIET_S
 
@@ -32,10 +32,6 @@ logger = logging.getLogger(__name__)
 # up to POLL_INTERVAL.
 SHORTEST_WAIT_S = QUIET_S + 0.01
 WAIT_GROWTH = 2.0
-
-# A relay that is stopped in the middle of a batch (SIGSTOP, a frozen machine) must not hold its locks for
-# ever: the server ends its transaction after the broker's deadline and this margin.
-IDLE_IN_TRANSACTION_MARGIN = timedelta(seconds=20)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +73,6 @@ class Relay:
         # A server that is away is asked as often as one that is well: when it comes back, nothing waits.
         self._trouble = Backoff(cap_s=min(CAP_S, max(self._poll_s, BASE_S)))
         self._wait_s = SHORTEST_WAIT_S
-        self._prepared: object = None
 
     def run(self) -> None:
         """Relay until asked to stop, or until there is nothing left to do if the options say so."""
@@ -116,19 +111,24 @@ class Relay:
 
     def _work_off(self) -> int:
         """Dispatch all that is due; return the number of deliveries."""
-        self._prepare_connection()
         total = 0
         while not self._stop.requested:
             taken = self._round()
             total += sum(len(one.rows) for one in taken)
-            if self.options.once or not any(one.more for one in taken):
+            if self.options.once or not (any(one.more for one in taken) or self._look_again()):
                 break
             self._housekeeping.tick()
         return total
 
+    def _look_again(self) -> bool:
+        """Say whether a drain has to look once more, since its last claims did not look everywhere."""
+        if not self.options.drain or self._claim.fronts.were_full:
+            return False
+        self._claim.fronts.forget()
+        return True
+
     def _round(self) -> list[Taken]:
         """Dispatch one batch of each kind, so that lanes and batched handlers do not wait for the others."""
-        self._dispatcher.paused = PausedHandler.objects.using(self.options.database).names()
         ordered = any(handler.ordered for handler in registry.handlers.values())
         taken = [self._dispatch(partial(self._claim.take, leave_lanes=ordered), self._dispatcher.send)]
         if ordered:
@@ -153,9 +153,7 @@ class Relay:
         return {
             name: handler.batch
             for name, handler in registry.handlers.items()
-            if handler.batch
-            and name not in self._dispatcher.paused
-            and (not self.options.queues or handler.queue in self.options.queues)
+            if handler.batch and (not self.options.queues or handler.queue in self.options.queues)
         }
 
     def _dispatch(self, take: Callable[[], Taken], send: Callable[..., Outcome]) -> Taken:
@@ -166,6 +164,7 @@ class Relay:
         with transaction.atomic(using=self.options.database, durable=True):
             taken = take()
             if taken.rows:
+                self._dispatcher.paused = taken.paused
                 outcome = send(taken.rows, timeout_s=settings.dispatch_timeout.total_seconds())
                 mark(outcome, database=self.options.database, max_attempts=settings.max_dispatch_attempts)
         self._account(outcome)
@@ -200,32 +199,18 @@ class Relay:
             if self._wakeup.wait(until):
                 self._wait_s = SHORTEST_WAIT_S
                 return
-            due_in = self._due_in()
+            due_in = self._claim.due_in(self._batches())
             if due_in <= 0:
                 return
             self._housekeeping.tick()
             self._wait_s = min(self._wait_s * WAIT_GROWTH, self._poll_s)
             until = min(self._wait_s, due_in)
 
-    def _due_in(self) -> float:
-        """Return in how many seconds there is something to do, as far as is known now."""
-        return min([self._claim.due_in(), *self._claim.ripe_in(self._batches()).values()])
-
-    def _prepare_connection(self) -> None:
-        connection = connections[self.options.database]
-        connection.ensure_connection()
-        if connection.vendor != "postgresql" or connection.connection is self._prepared:
-            return
-        limit = get_settings().dispatch_timeout + IDLE_IN_TRANSACTION_MARGIN
-        with connection.cursor() as cursor:
-            cursor.execute(
-                "SELECT set_config('idle_in_transaction_session_timeout', %s, false)", [_ms(limit)]
-            )
-        self._prepared = connection.connection
-
     def _recover(self, state: str, problem: Exception) -> None:
         """Let what is away come back: wait with backoff and jitter, outside any transaction."""
         self._tell_state(state, str(problem).strip())
+        # What was rolled back is due again.
+        self._claim.fronts.forget()
         if isinstance(problem, Error):
             connections[self.options.database].close()
         else:
@@ -263,7 +248,3 @@ class Relay:
         except Error as problem:
             logger.warning("could not sign off: %s", problem)
         connections[self.options.database].close()
-
-
-def _ms(duration: timedelta) -> str:
-    return f"{int(duration.total_seconds() * 1000)}ms"

@@ -63,9 +63,11 @@ class Redelivery:
         overdue = self._overdue()
         held = self._hold([row for row, is_held_too_long in overdue if not is_held_too_long])
         lost = {row.delivery_id for row, _ in overdue} - held
-        again, failed = self._deliveries.filter(pk__in=lost).redeliver_overdue(
-            limit=CHUNK, max_redeliveries=get_settings().max_redeliveries
-        )
+        again = failed = 0
+        if lost:
+            again, failed = self._deliveries.filter(pk__in=lost).redeliver_overdue(
+                limit=CHUNK, max_redeliveries=get_settings().max_redeliveries
+            )
         if again or failed:
             deliveries_overdue.send_robust(
                 Redelivery, database=self._database, redelivered=again, failed=failed

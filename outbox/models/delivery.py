@@ -59,6 +59,17 @@ class Delivery(models.Model):
                 name="outbox_delivery_due",
                 condition=Q(status="pending", held=""),
             ),
+            # Few of what is due are lanes' first ones: they are found without a walk past the others.
+            models.Index(
+                fields=["available_at", "id"],
+                name="outbox_delivery_due_lanes",
+                condition=Q(status="pending", held="") & ~Q(key=""),
+            ),
+            models.Index(
+                fields=["handler", "available_at", "id"],
+                name="outbox_delivery_batch",
+                condition=Q(status="pending", held="batch"),
+            ),
             models.Index(
                 fields=["handler", "id"],
                 name="outbox_delivery_held",

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .verbs import DeliveryQuerySet
 
 _RELEASE_LANES = """
-UPDATE outbox_delivery d SET held = ''
+UPDATE outbox_delivery d SET held = '', available_at = greatest(d.available_at, statement_timestamp())
 FROM unnest(%s::text[], %s::text[]) AS lane(handler, key)
 CROSS JOIN LATERAL (
     SELECT p.id, p.status, p.held FROM outbox_delivery p
@@ -63,4 +63,4 @@ def _release_lane(deliveries: DeliveryQuerySet, handler: str, key: str, *, skipp
     head = lane.first()
     if head is None or head.held != Held.LANE or lane.unconfirmed().exists():
         return 0
-    return deliveries.pending().filter(pk=head.pk).update(held="")
+    return deliveries.pending().filter(pk=head.pk)._release()

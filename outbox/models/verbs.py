@@ -10,7 +10,7 @@ from uuid import UUID
 
 from django.db import connections, models, transaction
 from django.db.models import Case, F, Q, Value, When
-from django.db.models.functions import Concat, Least, Now
+from django.db.models.functions import Concat, Greatest, Least, Now
 
 from . import lanes
 from .recording import NewDelivery
@@ -62,9 +62,9 @@ class DeliveryQuerySet(models.QuerySet["Delivery"]):
         return due.filter(queue__in=list(queues)) if queues else due
 
     def held_for(self, handler: str, wait: timedelta) -> DeliveryQuerySet:
-        """Keep those of a batched handler whose events are due, in the order of their publication."""
+        """Keep those of a batched handler whose events are due, in the order in which they are."""
         held = self.pending().filter(held=Held.BATCH, handler=handler)
-        return held.filter(available_at__lte=Now() + wait).order_by("id")
+        return held.filter(available_at__lte=Now() + wait).order_by("available_at", "id")
 
     def unconfirmed(self) -> DeliveryQuerySet:
         """Keep those handed to the broker whose outcome is not known yet."""
@@ -153,23 +153,27 @@ class DeliveryQuerySet(models.QuerySet["Delivery"]):
     def let_go(self, handler: str, *, limit: int) -> int:
         """Stop holding deliveries of a handler that was paused; return how many."""
         held = self.pending().filter(held=Held.PAUSE, handler=handler).order_by("id")[:limit]
-        return self.filter(pk__in=list(held.values_list("pk", flat=True))).update(held="")
+        return self.filter(pk__in=list(held.values_list("pk", flat=True)))._release()
 
-    def let_go_stranded(self, *, paused: Iterable[str], batched: Iterable[str], limit: int) -> int:
+    def let_go_stranded(self, *, paused: Any, batched: Iterable[str], limit: int) -> int:
         """Stop holding what nothing holds any more; return how many.
 
         A relay may have held deliveries of a handler at the very moment in which it was resumed, and one that
         was batched when they were published may be so no longer.
 
         Args:
-            paused: the handlers that are paused.
+            paused: the handlers that are paused, as a list or a query.
             batched: the handlers that are batched, as far as this process knows.
         """
         pending = self.pending()
-        stranded = pending.filter(held=Held.PAUSE).exclude(handler__in=list(paused))
+        stranded = pending.filter(held=Held.PAUSE).exclude(handler__in=paused)
         stranded |= pending.filter(held=Held.BATCH).exclude(handler__in=list(batched))
         ids = list(stranded.order_by().values_list("pk", flat=True)[:limit])
-        return pending.filter(pk__in=ids).update(held="")
+        return pending.filter(pk__in=ids)._release()
+
+    def _release(self) -> int:
+        """Stop holding deliveries; what was due is so from now on, where relays look for what is new."""
+        return self.update(held="", available_at=Greatest("available_at", Now()))
 
     def lane(self, handler: str, key: str, *, skipping: Sequence[str]) -> DeliveryQuerySet:
         """Keep the unfinished deliveries of a lane, first in first; a failed one blocks unless skipped."""

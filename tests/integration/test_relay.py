@@ -361,7 +361,7 @@ def test_two_relays_never_claim_the_same_delivery():
 
 @pytest.mark.postgres
 def test_a_batch_is_bounded_in_bytes(monkeypatch):
-    monkeypatch.setattr("relay.claim.MAX_BATCH_BYTES", 10_000)
+    monkeypatch.setattr("relay.claim.claiming.MAX_BATCH_BYTES", 10_000)
     with transaction.atomic():
         outbox.publish_many(
             [{"topic": "test.recorded", "payload": os.urandom(3000).hex()} for _ in range(10)]

@@ -1,0 +1,181 @@
+"""What the hot path costs does not follow the history: plans and pages are asserted, not times."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple
+
+import pytest
+from django.db import connection
+
+import outbox
+from outbox.confirmations import confirm
+from outbox.models import Delivery, Event
+from outbox.outcomes import Outcome
+from outbox.registry import Batching
+from outbox.uuid7 import uuid7_floor
+from relay.claim import Claim
+from relay.housekeeping import Housekeeping
+from relay.redelivery import Redelivery
+from tests.plans import TABLES, explained, nodes, pages
+
+pytestmark = [pytest.mark.django_db, pytest.mark.postgres, pytest.mark.slow]
+
+RETAINED = 100_000
+SCHEDULED = 10_000
+DUE = 20
+BATCH = Batching(size=DUE, wait=timedelta(hours=1))
+
+# Each row that is taken touches some pages of the table and of its indexes. What is retained has thousands.
+MOST_PAGES = 40 * DUE
+
+# One event each: handler, key, held, status, and when it is due, in seconds from now.
+ROWS = [
+    (RETAINED, ("flat", "", "", "succeeded", -3600)),
+    (SCHEDULED, ("flat", "", "", "pending", 3600 * 24)),
+    (SCHEDULED, ("heap", "", "batch", "pending", 3600 * 24)),
+    (SCHEDULED, ("flat", "", "", "dispatched", -3600)),
+    (SCHEDULED // 10, ("flat", "", "", "pending", -60)),
+    (SCHEDULED // 10, ("lane", "busy", "lane", "pending", -60)),
+    (DUE, ("lane", "", "", "pending", -60)),
+    (DUE, ("heap", "", "batch", "pending", -60)),
+    (DUE, ("late", "", "", "dispatched", -7200)),
+]
+
+_EVENTS = """
+INSERT INTO outbox_event (id, topic, key, payload, headers)
+SELECT (lpad(to_hex(n), 12, '0') || '70008' || repeat('0', 15))::uuid, 'flat.x', '', '{}', '{}'
+FROM generate_series(0, %s - 1) AS n
+"""
+
+# What is late should have been confirmed a minute ago; the other dispatched ones have an hour left.
+_DELIVERIES = """
+INSERT INTO outbox_delivery
+    (event_id, handler, queue, key, held, status, available_at, confirm_by, finished_at)
+SELECT (lpad(to_hex(n), 12, '0') || '70008' || repeat('0', 15))::uuid, handler, 'flat',
+       CASE WHEN handler = 'lane' AND key = '' THEN 'lane-' || n ELSE key END,
+       held, status, now() + n * interval '1 microsecond' + due * interval '1 second',
+       CASE WHEN handler = 'late' THEN now() - interval '1 minute'
+            WHEN status = 'dispatched' THEN now() + interval '1 hour' END,
+       CASE WHEN status = 'succeeded' THEN now() END
+FROM generate_series(%s, %s - 1) AS n,
+     (VALUES (%s, %s, %s, %s, %s)) AS each(handler, key, held, status, due)
+"""
+
+
+@pytest.fixture(scope="module", params=["current statistics", "statistics of an empty table"])
+def history(request: Any, django_db_setup: None, django_db_blocker: Any) -> Iterator[None]:
+    """Fill the tables with what is retained, and with a little of what is due."""
+    with django_db_blocker.unblock(), connection.cursor() as cursor:
+        for table in TABLES:
+            cursor.execute(f"ALTER TABLE {table} SET (autovacuum_enabled = off)")
+            cursor.execute(f"VACUUM ANALYZE {table}")
+        fill(cursor)
+        if request.param == "current statistics":
+            for table in TABLES:
+                cursor.execute(f"VACUUM ANALYZE {table}")
+        try:
+            yield
+        finally:
+            cursor.execute("TRUNCATE outbox_event, outbox_delivery")
+            for table in TABLES:
+                cursor.execute(f"ALTER TABLE {table} RESET (autovacuum_enabled)")
+
+
+def fill(cursor: Any) -> None:
+    cursor.execute(_EVENTS, [sum(count for count, _row in ROWS)])
+    first = 0
+    for count, row in ROWS:
+        cursor.execute(_DELIVERIES, [first, first + count, *row])
+        first += count
+
+
+def claiming(**options: Any) -> Claim:
+    return Claim(database="default", limit=DUE, **options)
+
+
+def claim_batch() -> int:
+    claim = claiming()
+    assert claim.ripe_in({"heap": BATCH})["heap"] <= 0
+    return len(claim.take_batch("heap", BATCH).rows)
+
+
+def confirm_all(pks: list[int]) -> int:
+    outcomes = [Outcome(pk, "default", "flat", "succeeded", "succeeded", 0.1) for pk in pks]
+    return len(confirm(outcomes, "default")[1])
+
+
+def release_lanes(_pks: list[int]) -> int:
+    lanes = [("lane", "busy"), *(("lane", f"lane-{n}") for n in range(DUE - 1))]
+    return int(Delivery.objects.release_lanes(lanes, skipping=[]))
+
+
+def prune(_pks: list[int]) -> int:
+    before = uuid7_floor(datetime.now(tz=UTC))
+    chunk = {"after": None, "before": before, "failed_retention": timedelta(1), "limit": DUE}
+    return int(Event.objects.prune_chunk(**chunk)[1])
+
+
+class Path(NamedTuple):
+    """What to do with a few dispatched deliveries, what to expect of it, and the indexes that it walks."""
+
+    run: Callable[[list[int]], int | None]
+    expected: int | None
+    indexes: set[str]
+
+
+PATHS = {
+    "claim": Path(lambda _: len(claiming().take().rows), DUE, {"outbox_delivery_due"}),
+    "claim beside lanes": Path(
+        lambda _: len(claiming().take(leave_lanes=True).rows), DUE, {"outbox_delivery_due"}
+    ),
+    "claim of some queues": Path(
+        lambda _: len(claiming(queues=("flat",)).take().rows), DUE, {"outbox_delivery_due"}
+    ),
+    "claim of lanes": Path(
+        lambda _: len(claiming().take_lanes(skipping=[]).rows),
+        DUE,
+        {"outbox_delivery_due_lanes", "outbox_delivery_lane"},
+    ),
+    "claim of a batch": Path(lambda _: claim_batch(), DUE, {"outbox_delivery_batch"}),
+    "next due": Path(lambda _: claiming().due_in({"heap": BATCH}) <= 0, True, {"outbox_delivery_due"}),
+    "confirm": Path(confirm_all, DUE, {"outbox_delivery_pkey"}),
+    "settle": Path(lambda pks: len(Delivery.objects.settle(pks)), DUE, {"outbox_delivery_pkey"}),
+    "release lanes": Path(release_lanes, 1, {"outbox_delivery_lane"}),
+    "redeliver": Path(
+        lambda _: Redelivery(database="default", ask=None).run(), None, {"outbox_delivery_unconfirmed"}
+    ),
+    "look after what is held": Path(
+        lambda _: Housekeeping(database="default").release_held(), None, {"outbox_delivery_held"}
+    ),
+    "prune": Path(prune, DUE, {"outbox_event_pkey"}),
+}
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_what_is_retained_costs_nothing(history: None, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("relay.housekeeping.LANE_CHUNK", DUE)
+    path = PATHS[name]
+    dispatched = list(Delivery.objects.filter(status="dispatched").values_list("pk", flat=True)[:DUE])
+    with explained() as plans:
+        assert path.run(dispatched) == path.expected
+    assert plans
+    for plan in plans:
+        check(plan)
+    used = {node["Index Name"] for plan in plans for node in nodes(plan) if "Index Name" in node}
+    assert path.indexes <= used, used
+
+
+def test_publishing_looks_nothing_up(history: None) -> None:
+    with explained() as plans:
+        outbox.publish("flaky.x", {"n": 1})
+    assert plans
+    read = [node for plan in plans for node in nodes(plan) if "Relation Name" in node]
+    assert {node["Node Type"] for node in read} == {"ModifyTable"}, read
+
+
+def check(plan: dict[str, Any]) -> None:
+    for node in nodes(plan):
+        assert node["Node Type"] != "Seq Scan" or node["Relation Name"] not in TABLES, plan
+    assert pages(plan) <= MOST_PAGES, plan
