@@ -78,6 +78,8 @@ class Claim:
 
     def take_batch(self, handler: str, batch: Batching) -> Taken:
         """Claim a batch of one handler, if it is full or its oldest delivery has waited long enough."""
+        if self._is_postgresql:
+            return self._execute(_CLAIM_BATCH, [handler, batch.wait, batch.size, batch.size], batch.size)
         held = self._deliveries.held_for(handler, batch.wait)
         if connections[self.database].features.has_select_for_update_skip_locked:
             held = held.select_for_update(skip_locked=True, no_key=True)
@@ -121,22 +123,24 @@ class Claim:
         return connections[self.database].vendor == "postgresql"
 
     def _run(self, statement: str, *lane_parameters: Any, where: str) -> Taken:
-        settings = get_settings()
         parameters: list[Any] = [list(self.queues)] if self.queues else []
-        parameters += [self.limit, *lane_parameters]
-        parameters += [settings.confirm_timeout] if settings.confirm else []
-        parameters += [MAX_BATCH_BYTES]
         queues = "AND queue = ANY(%s)" if self.queues else ""
+        parameters += [self.limit, *lane_parameters]
+        return self._execute(statement, parameters, self.limit, where=f"{where} {queues}")
+
+    def _execute(self, statement: str, parameters: Sequence[Any], limit: int, *, where: str = "") -> Taken:
+        settings = get_settings()
+        marking: list[Any] = [settings.confirm_timeout] if settings.confirm else []
         mark = _DISPATCHED if settings.confirm else _SUCCEEDED
         with connections[self.database].cursor() as cursor:
-            cursor.execute(statement.format(where=f"{where} {queues}", mark=mark), parameters)
+            cursor.execute(statement.format(where=where, mark=mark), [*parameters, *marking, MAX_BATCH_BYTES])
             rows = cursor.fetchall()
         # UPDATE returns rows in no particular order.
         rows.sort()
         held = frozenset((row[2], row[4]) for row in rows if row[-2])
         looked_at = rows[0][-1] if rows else 0
         # Fewer than were looked at if they were cut by their bytes.
-        more = looked_at >= self.limit or len(rows) < looked_at
+        more = looked_at >= limit or len(rows) < looked_at
         return Taken([Claimed._make(row[:-2]) for row in rows if not row[-2]], more, held)
 
     # -- databases without the fast paths
@@ -274,6 +278,21 @@ WITH {_LOCKED}, blocked AS MATERIALIZED (
               (SELECT count(*) FROM locked)
 )
 SELECT * FROM marked UNION ALL SELECT * FROM hold
+"""  # noqa: S608  # made of constants
+
+# Whether the batch is ripe is asked while its rows are locked, so that two relays cannot run half of it each.
+_CLAIM_BATCH = f"""
+WITH locked AS MATERIALIZED (
+    SELECT id, event_id, handler, key, available_at FROM outbox_delivery
+    WHERE status = 'pending' AND held <> '' AND held = 'batch' AND handler = %s
+      AND available_at <= statement_timestamp() + %s
+    ORDER BY id
+    LIMIT %s
+    FOR NO KEY UPDATE SKIP LOCKED
+), ripe AS (
+    SELECT * FROM locked
+    WHERE (SELECT count(*) >= %s OR min(available_at) <= statement_timestamp() FROM locked)
+), {_SIZED.replace("{source}", "ripe")} {_MARKED}
 """  # noqa: S608  # made of constants
 
 # A held row is eligible once its event is due, and becomes due itself when it has waited for its batch.
