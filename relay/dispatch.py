@@ -6,7 +6,6 @@ import socket
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import timedelta
 
 import dramatiq
@@ -14,13 +13,12 @@ import dramatiq
 from outbox.conf import get_settings
 from outbox.errors import BrokerUnavailable
 from outbox.lifecycle import delivery_failed, delivery_refused
-from outbox.models import Delivery
 from outbox.registry import Handler, registry
 from outbox.versions import why_unreadable
 
-from .backoff import delay_for
 from .batches import OutgoingBatch, OutgoingPack, rows_of
 from .copies import Held, Overdue
+from .marking import Outcome
 from .messages import Claimed, Kind, Outgoing
 from .packing import packs_of
 from .publishers import PartlySent, Publisher, publisher_for
@@ -30,18 +28,6 @@ UNREADABLE_DELAY = timedelta(seconds=30)
 BROKER_AWAY_DELAY = timedelta(seconds=5)
 
 EVENT_MISSING = "the event of this delivery does not exist; its row was written or removed by hand"
-
-
-@dataclass
-class Outcome:
-    """What became of a batch: what went, and what must go back with its reason."""
-
-    sent: list[Claimed] = field(default_factory=list)
-    refused: list[tuple[Claimed, str]] = field(default_factory=list)
-    released: list[tuple[Claimed, str, timedelta]] = field(default_factory=list)
-    failed: list[tuple[Claimed, str]] = field(default_factory=list)
-    expired: list[Claimed] = field(default_factory=list)
-    paused: list[Claimed] = field(default_factory=list)
 
 
 class Dispatcher:
@@ -233,25 +219,6 @@ def _release(
     outcome.released += [(row, reason, delay) for one in outgoing for row in rows_of(one)]
 
 
-def mark(outcome: Outcome, *, database: str, max_attempts: int) -> None:
-    """Write down what did not go, within the claim's transaction."""
-    deliveries = Delivery.objects.using(database)
-    for claimed, error in outcome.failed:
-        deliveries.filter(pk=claimed.delivery_id).fail(error)
-    if outcome.expired:
-        deliveries.filter(pk__in=_ids(outcome.expired)).expire()
-    if outcome.paused:
-        deliveries.filter(pk__in=_ids(outcome.paused)).hold(Delivery.Held.PAUSE)
-    for (error, delay), ids in _by_reason(outcome.released).items():
-        deliveries.filter(pk__in=ids).release(delay, error)
-    for claimed, error in outcome.refused:
-        row = deliveries.filter(pk=claimed.delivery_id)
-        if claimed.attempts >= max_attempts:
-            row.fail(f"could not be sent in {claimed.attempts} attempts: {error}")
-        else:
-            row.reschedule(timedelta(seconds=delay_for(claimed.attempts)), f"could not be sent: {error}")
-
-
 def tell(outcome: Outcome, *, database: str, max_attempts: int) -> None:
     """Say what did not go, once that is committed."""
     final = [*outcome.failed, *(one for one in outcome.refused if one[0].attempts >= max_attempts)]
@@ -265,14 +232,3 @@ def tell(outcome: Outcome, *, database: str, max_attempts: int) -> None:
                 handler=claimed.handler,
                 error=error,
             )
-
-
-def _by_reason(released: Iterable[tuple[Claimed, str, timedelta]]) -> dict[tuple[str, timedelta], list[int]]:
-    groups: dict[tuple[str, timedelta], list[int]] = defaultdict(list)
-    for claimed, error, delay in released:
-        groups[error, delay].append(claimed.delivery_id)
-    return groups
-
-
-def _ids(rows: Iterable[Claimed]) -> list[int]:
-    return [row.delivery_id for row in rows]

@@ -454,6 +454,18 @@ def test_a_packed_lane_goes_on_only_when_the_one_before_is_done(declare: Callabl
     assert packed.seen.count("a1") == 2
 
 
+def test_a_packed_lane_goes_on_at_once_when_the_one_before_is_confirmed(
+    declare: Callable[..., Packed],
+) -> None:
+    declare(ordered=True)
+    first, second = publish_all("a1", "a2", key="a")
+    relay_all()
+    assert delivery_of(second).held == "lane"
+    with worker():
+        finish(first)
+        wait_until(lambda: delivery_of(second).held == "", what="the next of the lane to be let go")
+
+
 def test_a_failed_delivery_of_a_packed_lane_blocks_it(declare: Callable[..., Packed]) -> None:
     packed = declare(ordered=True, max_retries=0)
     packed.actions["a1"] = refuse

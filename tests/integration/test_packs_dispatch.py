@@ -13,7 +13,8 @@ import outbox
 from outbox.errors import BrokerUnavailable
 from outbox.registry import registry
 from relay.batches import rows_of
-from relay.dispatch import Dispatcher, Outcome
+from relay.dispatch import Dispatcher
+from relay.marking import Outcome
 from relay.messages import Claimed, Outgoing
 from relay.publishers import PartlySent
 from relay.publishers.base import Refusal
