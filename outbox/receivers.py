@@ -60,18 +60,11 @@ def receiver(
         snapshot: carry the instance's field values instead of reading its row again; the default is to
             do so where the row cannot be read: before a save, and around a delete.
         ordered: run the deliveries of one instance one after the other.
-        on_failure: `"block"` lets nothing pass a failed delivery of its key until an operator retries or
-            discards it, `"skip"` lets the next one go.
-        transactional: run it in a transaction in which its success is recorded too, so that its effects on
-            the event's database happen exactly once.
         batch_size: call the receiver with a list of up to so many sends, each a dict of the arguments that
-            it would have got alone. A batch that fails is retried whole, and then send by send.
-        batch_wait: how long (a timedelta, or seconds) the oldest send of a batch waits for it to be full.
-        pack: let up to so many due deliveries travel as one message, to save what each message costs. It is
-            still called for one send at a time, and each delivery has an outcome of its own.
-        weak: accepted as Django's is; a handler lives as long as its module.
-        dispatch_uid: accepted as Django's is; the name already tells receivers apart.
-        actor_options: any option of a Dramatiq actor.
+            it would have got alone.
+        weak, dispatch_uid: accepted as Django's are; a handler lives as long as its module, and the name
+            already tells receivers apart.
+        on_failure, transactional, batch_wait, pack, actor_options: as for `handler`.
 
     Raises:
         DuplicateHandler: if the name is taken.
