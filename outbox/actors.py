@@ -15,13 +15,17 @@ from dramatiq.middleware.time_limit import TimeLimitExceeded
 
 from .conf import get_settings
 from .errors import InvalidTopic, RegistrationError
-from .registry import ArgumentsOf, Batching, Handler, Kind, OnFailure, registry
+from .packs import work_off
+from .registry import ArgumentsOf, Handler, Kind, Manner, registry
 from .runs import Run, current_run, describe
 from .settling import reopen, settling
 from .topics import check_pattern, check_topic
 
 ACTOR_TOPIC = "actor"
 MAX_NAME_LENGTH = 255
+
+# What Dramatiq does once for each message would be done once for a whole pack.
+UNPACKABLE_OPTIONS = frozenset({"on_retry_exhausted", "on_success", "store_results"})
 
 
 class OutboxActor(dramatiq.Actor[..., Any]):
@@ -34,6 +38,12 @@ class OutboxActor(dramatiq.Actor[..., Any]):
         if run is None or run.handler != self.actor_name:
             return super().__call__(*args, **kwargs)
         handler = registry.get(self.actor_name)
+        if run.packed:
+            work_off(run, self, lambda one: self._run(handler, one, args, kwargs))
+            return None
+        return self._run(handler, run, args, kwargs)
+
+    def _run(self, handler: Handler, run: Run, args: Any, kwargs: Any) -> Any:
         with run.timed():
             try:
                 # A batch is split outside of its transaction, which has to be rolled back for it.
@@ -127,10 +137,7 @@ def declare(
     kind: Kind,
     name: str | None,
     topics: tuple[str, ...] = (),
-    ordered: bool = False,
-    on_failure: OnFailure = "block",
-    transactional: bool = False,
-    batch: Batching | None = None,
+    manner: Manner,
     arguments: ArgumentsOf,
     actor_options: dict[str, Any],
 ) -> OutboxActor:
@@ -139,19 +146,11 @@ def declare(
     Raises:
         DuplicateHandler: if the name is taken.
         InvalidTopic: if a topic pattern is malformed.
-        RegistrationError: if a handler is both ordered and batched, or both transactional and async.
+        RegistrationError: for what the function or the actor's options do not allow.
     """
     name = name or f"{function.__module__}.{function.__qualname__}"
-    if ordered and batch:
-        raise RegistrationError(f"handler {name!r} is both ordered and batched; choose one of them")
-    if transactional and iscoroutinefunction(function):
-        raise RegistrationError(
-            f"handler {name!r} is transactional and async; Django's transactions are sync, so make it a def"
-        )
     registry.refuse_duplicate(name, function)
-    for topic in topics:
-        check_pattern(topic)
-    check_name(name)
+    _check(name, function, topics, manner, actor_options)
     decorate = dramatiq.actor(actor_class=OutboxActor, actor_name=name, **actor_options)
     actor = cast(OutboxActor, decorate(function))
     registry.add(
@@ -161,14 +160,33 @@ def declare(
             function=function,
             actor=actor,
             topics=topics,
-            ordered=ordered,
-            on_failure=on_failure,
-            transactional=transactional,
-            batch=batch,
             arguments=arguments,
+            **vars(manner),
         )
     )
     return actor
+
+
+def _check(
+    name: str,
+    function: Callable[..., Any],
+    topics: tuple[str, ...],
+    manner: Manner,
+    actor_options: dict[str, Any],
+) -> None:
+    for topic in topics:
+        check_pattern(topic)
+    check_name(name)
+    if manner.transactional and iscoroutinefunction(function):
+        raise RegistrationError(
+            f"handler {name!r} is transactional and async; Django's transactions are sync, so make it a def"
+        )
+    unpackable = sorted(UNPACKABLE_OPTIONS & actor_options.keys())
+    if manner.pack and unpackable:
+        raise RegistrationError(
+            f"handler {name!r} has both pack and {unpackable[0]}, which is about one message for each event; "
+            "leave one of them out"
+        )
 
 
 def check_name(name: str) -> None:

@@ -11,6 +11,7 @@ import logging
 import os
 import threading
 from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
 from hashlib import sha256
 
 from django.db import Error, connections
@@ -30,6 +31,9 @@ BOOT_TIMEOUT_S = 5.0
 # Most handlers are done sooner. All that a worker ran when it died are suspects, and were they to go back to
 # the table for each other, the last one would come a long time after the first.
 SOLITUDE_TIMEOUT_S = 1.0
+# What a worker may have died of waits this long for another one of its kind, before it is sent again.
+SUSPECT_DELAY = timedelta(seconds=5)
+
 # More than anybody has; it bounds the memory of those who have them all the same.
 MAX_SUSPECTS = 10_000
 

@@ -13,10 +13,11 @@ from dramatiq import Broker, Message, Middleware, Worker
 from dramatiq.broker import MessageProxy
 from dramatiq.middleware import Retries, SkipMessage
 
+from . import packs
 from .conf import get_settings
 from .confirmations import confirmations
 from .contexts import handling
-from .crashes import crashes
+from .crashes import SUSPECT_DELAY, crashes
 from .models import Delivery
 from .outcomes import Outcome
 from .registry import registry
@@ -28,9 +29,6 @@ logger = logging.getLogger(__name__)
 UNKNOWN_ACTOR_DELAY = timedelta(seconds=30)
 UNREADABLE_DELAY = timedelta(seconds=30)
 LOST_RETRY_DELAY = timedelta(seconds=15)
-
-# A message that a worker may have died of waits this long for another one, before it is sent again.
-SUSPECT_DELAY = timedelta(seconds=5)
 
 _stack: ContextVar[ExitStack | None] = ContextVar("outbox_stack", default=None)
 
@@ -57,14 +55,19 @@ class OutboxMiddleware(Middleware):
         if run.unreadable:
             self._give_back(run, message)
         handler = registry.handlers.get(run.handler)
-        if handler is not None and handler.ordered:
+        if handler is not None and run.batched and handler.batch is None:
+            # Whatever it was when the message was sent, its function takes one event now.
+            run.packed = True
+        elif handler is not None and handler.ordered:
             run.lane = run.event.key
         # Only copies that the relay or RabbitMQ sent again, and what a worker died of, are looked up: the
         # normal way pays no query.
+        again = run.redelivered or getattr(message, "redelivered", False) or (run.packed and run.retries)
         with ExitStack() as stack:
-            if run.redelivered or getattr(message, "redelivered", False) or crashes.suspects(run):
+            if again or crashes.suspects(run):
                 self._look_up(run, stack)
-            stack.enter_context(crashes.noting(run))
+            if not run.packed:
+                stack.enter_context(crashes.noting(run))
             token = current_run.set(run)
             stack.callback(current_run.reset, token)
             if not run.batched:
@@ -122,14 +125,17 @@ class OutboxMiddleware(Middleware):
             return
         if run is not None:
             reason = f"a worker does not know the handler {message.actor_name!r}; is it older than the relay?"
-            confirmations.add(*Outcome.returned(run, reason, UNKNOWN_ACTOR_DELAY))
+            back = Outcome.not_begun if run.packed else Outcome.returned
+            confirmations.add(*back(run, reason, UNKNOWN_ACTOR_DELAY))
 
     def before_worker_boot(self, broker: Broker, worker: Worker) -> None:
         """Look at what other workers died of, before anything runs."""
+        packs.ending.clear()
         crashes.open()
 
     def before_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
-        """Say that what is left undone from now on is no crash."""
+        """Say that what is left undone from now on is no crash, and let packs begin nothing more."""
+        packs.ending.set()
         crashes.close()
 
     def after_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
@@ -144,7 +150,8 @@ class OutboxMiddleware(Middleware):
         """
         reason = f"a worker cannot read the message: {run.unreadable}"
         if get_settings().confirm:
-            confirmations.add(*Outcome.returned(run, reason, UNREADABLE_DELAY))
+            back = Outcome.not_begun if run.packed else Outcome.returned
+            confirmations.add(*back(run, reason, UNREADABLE_DELAY))
         else:
             # Nothing would bring it back, so it goes where a broker keeps what has failed.
             logger.error("message %s is left to the dead letters: %s", message.message_id, reason)
@@ -163,23 +170,30 @@ class OutboxMiddleware(Middleware):
             self._crashed(run)
 
     def _crashed(self, run: Run) -> bool:
-        """Return whether a worker has died of a run.
+        """Return whether a worker has died of a run; of a pack, leave out what is settled instead.
 
         Raises:
             SkipMessage: if the run has nothing left to do.
         """
         try:
             deliveries = Delivery.objects.using(run.database).filter(pk__in=run.deliveries)
-            rows = list(deliveries.only("status", "crashes"))
+            rows = {row.pk: row for row in deliveries.only("status", "crashes")}
         except Error:
             logger.warning("could not look up delivery %s, so it runs", run.deliveries, exc_info=True)
             return False
         limit = get_settings().max_crashes
-        if rows and not any(row.may_run(max_crashes=limit) for row in rows):
+        done = {pk for pk, row in rows.items() if not row.may_run(max_crashes=limit)}
+        if done and done == rows.keys():
             raise SkipMessage(
                 "another copy of a message whose delivery is settled, or that kills its workers"
             )
-        return any(row.crashes for row in rows)
+        suspects = {pk for pk, row in rows.items() if row.crashes}
+        if run.packed:
+            # The suspects come last, so that the others are done with when a worker dies.
+            run.keep(sorted((one for one in run.deliveries if one not in done), key=suspects.__contains__))
+            run.suspects = suspects
+            return False
+        return bool(suspects)
 
     def _suspect(self, run: Run, stack: ExitStack) -> None:
         """Let a run that a worker may have died of go on alone."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from .models import Delivery, storable
@@ -20,6 +20,7 @@ class Outcome:
         verdict: the column of the statistics it counts in; empty for a message that did not run.
         lane: the key by which the handler is ordered; empty if it is not.
         wait: for a retry, until it is due; for a returned one, until it may be dispatched again.
+        unbegun: it did not run, so that its dispatch does not count.
     """
 
     delivery_id: int
@@ -31,6 +32,7 @@ class Outcome:
     error: str = ""
     wait: timedelta = timedelta()
     lane: str = ""
+    unbegun: bool = False
 
     @classmethod
     def succeeded(cls, run: Run) -> list[Outcome]:
@@ -57,6 +59,16 @@ class Outcome:
         """Say that the message was not run to its end here, and its deliveries may be sent again."""
         return cls._of(run, _Status.PENDING, "retried" if run.split else "", reason, wait)
 
+    @classmethod
+    def tried(cls, run: Run, error: str, wait: timedelta) -> list[Outcome]:
+        """Say that the handler failed and its delivery is to be dispatched again."""
+        return cls._of(run, _Status.PENDING, "retried", error, wait)
+
+    @classmethod
+    def not_begun(cls, run: Run, reason: str = "", wait: timedelta = timedelta()) -> list[Outcome]:
+        """Say that the deliveries were not run here, and may be sent again."""
+        return [replace(one, unbegun=True) for one in cls._of(run, _Status.PENDING, "", reason, wait)]
+
     @property
     def is_final(self) -> bool:
         """Return whether the delivery is not going to run again by itself."""
@@ -67,7 +79,7 @@ class Outcome:
         cls, run: Run, status: str, verdict: str, error: str = "", wait: timedelta = timedelta()
     ) -> list[Outcome]:
         # The statistics are per event, so those of a batch share its duration.
-        duration_s = run.duration_s / len(run.deliveries)
+        duration_s = run.duration_s / max(len(run.deliveries), 1)
 
         def outcome(delivery: int, status: str, verdict: str, error: str) -> Outcome:
             text = storable(error)

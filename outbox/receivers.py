@@ -15,7 +15,7 @@ from .collectors import Subscription, carries, subscribe
 from .conditions import Condition, signal_condition, split_condition
 from .errors import InstanceMissing, InvalidPayload, OutboxError
 from .events import ReceivedEvent
-from .registry import Arguments, OnFailure, registry
+from .registry import Arguments, Manner, OnFailure, registry
 from .runs import Run
 from .serialization import decode_many
 from .signal_names import signal_named
@@ -41,6 +41,7 @@ def receiver(
     transactional: bool = False,
     batch_size: int | None = None,
     batch_wait: timedelta | float = DEFAULT_BATCH_WAIT,
+    pack: int | None = None,
     weak: bool = True,
     dispatch_uid: Any = None,
     **actor_options: Any,
@@ -59,44 +60,33 @@ def receiver(
         snapshot: carry the instance's field values instead of reading its row again; the default is to
             do so where the row cannot be read: before a save, and around a delete.
         ordered: run the deliveries of one instance one after the other.
-        on_failure: `"block"` lets nothing pass a failed delivery of its key until an operator retries or
-            discards it, `"skip"` lets the next one go.
-        transactional: run it in a transaction in which its success is recorded too, so that its effects on
-            the event's database happen exactly once.
         batch_size: call the receiver with a list of up to so many sends, each a dict of the arguments that
-            it would have got alone. A batch that fails is retried whole, and then send by send.
-        batch_wait: how long (a timedelta, or seconds) the oldest send of a batch waits for it to be full.
-        weak: accepted as Django's is; a handler lives as long as its module.
-        dispatch_uid: accepted as Django's is; the name already tells receivers apart.
-        actor_options: any option of a Dramatiq actor.
+            it would have got alone.
+        weak, dispatch_uid: accepted as Django's are; a handler lives as long as its module, and the name
+            already tells receivers apart.
+        on_failure, transactional, batch_wait, pack, actor_options: as for `handler`.
 
     Raises:
         DuplicateHandler: if the name is taken.
-        RegistrationError: for a batch that could never run, or one that is ordered.
+        RegistrationError: for arguments that contradict each other or can never work.
     """
     signals = [signal] if isinstance(signal, Signal) else list(signal)
     condition = signal_condition(when) if when is not None and not isinstance(when, Condition) else when
 
-    batch = batching(batch_size, batch_wait)
-
-    def declare_receiver(function: Callable[..., Any]) -> OutboxActor:
-        handler_name = name or f"{function.__module__}.{function.__qualname__}"
-        return declare(
-            function,
-            kind="signal",
-            name=handler_name,
-            ordered=ordered,
-            on_failure=on_failure,
-            transactional=transactional,
-            batch=batch,
-            arguments=partial(_batched_arguments if batch else _arguments, missing),
-            actor_options=_failing_at_once(missing, actor_options),
-        )
+    manner = Manner(
+        ordered=ordered,
+        on_failure=on_failure,
+        transactional=transactional,
+        batch=batching(batch_size, batch_wait),
+        pack=pack,
+    )
 
     def decorate(function: Callable[..., Any]) -> OutboxActor:
         plain, inner = (function, None) if isinstance(function, OutboxActor) else split_condition(function)
         # Receivers may be stacked, to listen to several senders; the outer one only adds a subscription.
-        actor = plain if isinstance(plain, OutboxActor) else declare_receiver(plain)
+        actor = (
+            plain if isinstance(plain, OutboxActor) else _declare(plain, name, missing, manner, actor_options)
+        )
         handler = registry.get(actor.actor_name)
         # A condition that decorates the function is decided at send time too, like one that is given.
         wanted = condition & inner if condition and inner else condition or inner
@@ -106,6 +96,23 @@ def receiver(
         return actor
 
     return decorate
+
+
+def _declare(
+    function: Callable[..., Any],
+    name: str | None,
+    missing: Missing,
+    manner: Manner,
+    actor_options: dict[str, Any],
+) -> OutboxActor:
+    return declare(
+        function,
+        kind="signal",
+        name=name,
+        manner=manner,
+        arguments=partial(_batched_arguments if manner.batch else _arguments, missing),
+        actor_options=_failing_at_once(missing, actor_options),
+    )
 
 
 def _failing_at_once(missing: Missing, options: dict[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,9 @@ _MAX_TOPICS = 10_000
 # A batch is one message, which a broker has to hold as a whole.
 MAX_BATCH_SIZE = 10_000
 
+# More would save nothing that can be measured, and be given back by a worker that ends.
+MAX_PACK = 1000
+
 Kind = Literal["event", "signal", "actor"]
 
 OnFailure = Literal["block", "skip"]
@@ -53,17 +56,48 @@ class Batching:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Handler:
+class Manner:
+    """How events are delivered to a handler.
+
+    Args:
+        ordered: deliver the events of one key one after the other.
+        on_failure: whether a failed delivery blocks its lane, or lets it pass.
+        transactional: record its success in one transaction with its effects.
+        batch: give the function a list of events; None gives it one at a time.
+        pack: let up to so many deliveries travel in one message; None gives each its own.
+    """
+
+    ordered: bool = False
+    on_failure: OnFailure = "block"
+    transactional: bool = False
+    batch: Batching | None = None
+    pack: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what contradicts itself.
+
+        Raises:
+            RegistrationError: with the remedy.
+        """
+        if self.ordered and self.batch:
+            raise RegistrationError("a handler is both ordered and batched; choose one of them")
+        if self.pack is not None and self.batch:
+            raise RegistrationError(
+                "a handler has both pack and batch_size; choose pack for a function that takes one event, "
+                "batch_size for one that takes a list"
+            )
+        if self.pack is not None and not 1 <= self.pack <= MAX_PACK:
+            raise RegistrationError(f"pack {self.pack!r} must be between 1 and {MAX_PACK}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Handler(Manner):
     """One function that events are delivered to, and the Dramatiq actor that runs it.
 
     Args:
         kind: what the function takes: an event, a signal's arguments, or an actor's own arguments.
         topics: the patterns it subscribes to; empty for receivers and actors, which are addressed by name.
-        transactional: record its success in one transaction with its effects.
-        batch: give the function a list of events; None gives it one at a time.
         arguments: turns a run's events into the function's arguments; None takes the message's own.
-        ordered: deliver the events of one key one after the other.
-        on_failure: whether a failed delivery blocks its lane, or lets it pass.
     """
 
     name: str
@@ -71,10 +105,6 @@ class Handler:
     function: Callable[..., Any]
     actor: dramatiq.Actor[..., Any]
     topics: tuple[str, ...] = ()
-    ordered: bool = False
-    on_failure: OnFailure = "block"
-    transactional: bool = False
-    batch: Batching | None = None
     arguments: ArgumentsOf | None = None
 
     @property

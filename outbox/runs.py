@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping, Set
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -19,13 +19,17 @@ class Run:
     """One message of the outbox, from before its handler runs until its outcome is known.
 
     Args:
-        deliveries: the deliveries it carries, one unless the handler is batched.
+        deliveries: the deliveries it carries, one unless the handler is batched or packed; of a pack, those
+            that have no outcome yet.
         events: their events, in the same order; none if the message is unreadable.
         batched: whether the message carries a list.
+        packed: whether each of the list is a run of its own.
         unreadable: why this process must give the message back, empty if it can read it.
         lane: the key, if the handler is ordered.
         redelivered: how often the relay has sent the delivery again.
-        retries: how often Dramatiq has.
+        retries: how often Dramatiq has; of one in a pack, how often it has been tried before.
+        tried: for those in a pack that were tried before, how often.
+        suspects: those in a pack that a worker may have died of.
         retry_delay_ms: when Dramatiq has enqueued a retry, how long until it is due; None otherwise.
         discarded: the reasons of deliveries that need not run.
         split: the error of a batch whose deliveries are to go one by one; empty otherwise.
@@ -39,10 +43,13 @@ class Run:
     deliveries: list[int]
     events: list[ReceivedEvent]
     batched: bool = False
+    packed: bool = False
     unreadable: str = ""
     lane: str = ""
     redelivered: int = 0
     retries: int = 0
+    tried: Mapping[int, int] = field(default_factory=dict)
+    suspects: Set[int] = frozenset()
     duration_s: float = 0.0
     retry_delay_ms: int | None = None
     discarded: dict[int, str] = field(default_factory=dict)
@@ -60,20 +67,42 @@ class Run:
         options = message.options.get("outbox")
         if not isinstance(options, Mapping):
             return None
-        batched = "deliveries" in options
+        listed = options.get("pack") or options.get("deliveries")
         unreadable = why_unreadable(options["v"])
-        envelopes = [] if unreadable else _envelopes(message, options, batched)
+        envelopes = [] if unreadable else _envelopes(message, options, listed is not None)
         return cls(
             database=options["database"],
             handler=message.actor_name,
             message_id=message.message_id,
-            deliveries=list(options["deliveries"]) if batched else [options["delivery"]],
+            deliveries=[options["delivery"]] if listed is None else list(listed),
             events=[ReceivedEvent.from_message(envelope) for envelope in envelopes],
-            batched=batched,
+            batched=listed is not None,
+            packed="pack" in options,
             unreadable=unreadable,
             redelivered=options.get("redelivered", 0),
             retries=message.options.get("retries", 0),
+            tried={} if unreadable else _tried(options),
         )
+
+    def first(self, *, ordered: bool = False) -> Run:
+        """Return the first delivery of a pack as a run of its own."""
+        (delivery, *_), (event, *_) = self.deliveries, self.events
+        return Run(
+            self.database,
+            self.handler,
+            self.message_id,
+            [delivery],
+            [event],
+            lane=event.key if ordered else "",
+            redelivered=self.redelivered,
+            retries=self.tried.get(delivery, 0),
+        )
+
+    def keep(self, deliveries: Iterable[int]) -> None:
+        """Keep these deliveries, in this order, and their events."""
+        events = dict(zip(self.deliveries, self.events, strict=True))
+        self.deliveries = list(deliveries)
+        self.events = [events[delivery] for delivery in self.deliveries]
 
     @property
     def event(self) -> ReceivedEvent:
@@ -97,6 +126,10 @@ class Run:
 
 def _envelopes(message: Any, options: Mapping[str, Any], batched: bool) -> Any:
     return message.args[0] if batched else [options.get("event") or message.args[0]]
+
+
+def _tried(options: Mapping[str, Any]) -> Mapping[int, int]:
+    return dict(zip(options["pack"], options["retries"], strict=True)) if "retries" in options else {}
 
 
 current_run: ContextVar[Run | None] = ContextVar("outbox_run", default=None)

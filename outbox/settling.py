@@ -40,5 +40,4 @@ def _settle(run: Run) -> None:
     if not mine:
         run.left = True
         raise SkipMessage("another copy of the message has settled the delivery, or is at work on it")
-    kept = [pair for pair in zip(run.deliveries, run.events, strict=True) if pair[0] in mine]
-    run.deliveries, run.events = map(list, zip(*kept, strict=True))
+    run.keep(delivery for delivery in run.deliveries if delivery in mine)

@@ -8,7 +8,7 @@ from typing import Any
 
 from .actors import OutboxActor, declare
 from .errors import RegistrationError
-from .registry import Arguments, Batching, OnFailure
+from .registry import Arguments, Batching, Manner, OnFailure
 from .runs import Run
 
 DEFAULT_BATCH_WAIT = timedelta(seconds=5)
@@ -22,6 +22,7 @@ def handler(
     transactional: bool = False,
     batch_size: int | None = None,
     batch_wait: timedelta | float = DEFAULT_BATCH_WAIT,
+    pack: int | None = None,
     **actor_options: Any,
 ) -> Callable[[Callable[[Any], Any]], OutboxActor]:
     """Subscribe a function to topics; a Dramatiq worker calls it with the event.
@@ -38,29 +39,35 @@ def handler(
         batch_size: call it with a list of up to so many events, in the order of their publication. A batch
             that fails is retried whole; if it fails again, its events go one by one to find the bad one.
         batch_wait: how long (a timedelta, or seconds) the oldest event of a batch waits for it to be full.
+        pack: let up to so many due deliveries travel as one message, to save what each message costs. It is
+            still called with one event at a time, and each delivery has an outcome of its own.
         actor_options: any option of a Dramatiq actor: `queue_name`, `max_retries`, `time_limit`, …
 
     Raises:
         InvalidTopic: if a pattern is malformed.
         DuplicateHandler: if the name is taken.
-        RegistrationError: without a topic, for a batch that could never run, or one that is ordered.
+        RegistrationError: without a topic, or for arguments that contradict each other or can never work.
     """
     if not topics or callable(topics[0]):
         raise RegistrationError("@handler needs at least one topic, such as @handler('shop.order_paid')")
 
-    batch = batching(batch_size, batch_wait)
+    manner = Manner(
+        ordered=ordered,
+        on_failure=on_failure,
+        transactional=transactional,
+        batch=batching(batch_size, batch_wait),
+        pack=pack,
+    )
 
     def decorate(function: Callable[[Any], Any]) -> OutboxActor:
+        arguments = _events if manner.batch else _event
         return declare(
             function,
             kind="event",
             name=name,
             topics=topics,
-            ordered=ordered,
-            on_failure=on_failure,
-            transactional=transactional,
-            batch=batch,
-            arguments=_events if batch else _event,
+            manner=manner,
+            arguments=arguments,
             actor_options=actor_options,
         )
 

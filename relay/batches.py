@@ -1,29 +1,49 @@
-"""Deliveries of a batched handler travel together, as one message that carries a list of events."""
+"""Deliveries of one handler that travel together, as one message that carries a list of events.
+
+A batch is one run of a handler that takes a list. A pack holds up to so many runs of a handler that takes one
+event: it only saves the broker and Dramatiq what each message costs them.
+"""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
 from dramatiq import Actor, Message
 from dramatiq.common import current_millis
 
-from .messages import Claimed, Outgoing, message_id_for
+from .messages import (
+    Claimed,
+    Outgoing,
+    encode_value,
+    envelope,
+    message_id_for,
+    spliced_envelope,
+    splices,
+)
 
 
-class OutgoingBatch(Outgoing):
-    """Claimed deliveries of one batched handler on their way to the broker.
+class OutgoingList(Outgoing):
+    """Claimed deliveries of one handler on their way to the broker in one message.
 
     Args:
-        rows: at least one, all of one handler, in the order of publication.
+        rows: at least one, in the order in which they are to be handled.
     """
 
     __slots__ = ("rows",)
 
+    # What the message id is made of, beside the first event and the handler: which others share the message
+    # may differ when it is sent again.
+    noun = ""
+
     def __init__(self, rows: Sequence[Claimed], actor: Actor[..., Any], database: str) -> None:
         super().__init__(rows[0], actor=actor, kind="event", database=database)
         self.rows = rows
+
+    @property
+    def message_id(self) -> str:
+        """The id of the message."""
+        return message_id_for(self.claimed.event_id, f"{self.claimed.handler} {self.noun}")
 
     def message(self) -> Message[Any]:
         """Build the message.
@@ -31,20 +51,13 @@ class OutgoingBatch(Outgoing):
         Raises:
             ValueError: if a payload or the headers of an event are not JSON.
         """
-        options: dict[str, Any] = {} if self.priority is None else {"broker_priority": self.priority}
-        outbox = {
-            "v": max(row.message_version for row in self.rows),
-            "database": self.database,
-            "deliveries": [row.delivery_id for row in self.rows],
-        }
         return Message(
             queue_name=self.queue_name,
             actor_name=self.claimed.handler,
-            args=([_envelope(row) for row in self.rows],),
+            args=([envelope(row) for row in self.rows],),
             kwargs={},
-            options={**options, "outbox": outbox},
-            # The batch of a first event: which others share it may differ when it is sent again.
-            message_id=message_id_for(self.claimed.event_id, f"{self.claimed.handler} batch"),
+            options=self._options(),
+            message_id=self.message_id,
             message_timestamp=current_millis(),
         )
 
@@ -54,20 +67,70 @@ class OutgoingBatch(Outgoing):
         Raises:
             ValueError: as `message` does.
         """
-        return self.message().copy(options=extra_options).encode()
+        if not splices():
+            return self.message().copy(options=extra_options).encode()
+        events = ",".join(map(spliced_envelope, self.rows))
+        return self._spliced(
+            f'"args":[[{events}]],"kwargs":{{}}', encode_value(self._options())[1:-1], extra_options
+        )
+
+    def _options(self) -> dict[str, Any]:
+        options: dict[str, Any] = {} if self.priority is None else {"broker_priority": self.priority}
+        version = max(row.message_version for row in self.rows)
+        return {**options, "outbox": {"v": version, "database": self.database, **self._of_rows()}}
+
+    def _of_rows(self) -> dict[str, Any]:
+        """Return what the "outbox" option says of the deliveries."""
+        raise NotImplementedError
+
+
+class OutgoingBatch(OutgoingList):
+    """Deliveries of a batched handler, which are handled as one, in the order of publication."""
+
+    __slots__ = ()
+
+    noun = "batch"
+
+    def _of_rows(self) -> dict[str, Any]:
+        return {"deliveries": [row.delivery_id for row in self.rows]}
+
+
+class OutgoingPack(OutgoingList):
+    """Deliveries of a packed handler, which are handled one after the other.
+
+    Args:
+        size: how many there may be at most.
+    """
+
+    __slots__ = ("size",)
+
+    noun = "pack"
+
+    def __init__(self, rows: Sequence[Claimed], actor: Actor[..., Any], database: str, *, size: int) -> None:
+        super().__init__(rows, actor, database)
+        self.size = size
+
+    def one_by_one(self) -> list[OutgoingPack]:
+        """Return a pack of each of the deliveries."""
+        return [OutgoingPack([row], self.actor, self.database, size=self.size) for row in self.rows]
+
+    def _of_rows(self) -> dict[str, Any]:
+        # A worker that does not know packs must not take this for a batch: hence a name of its own.
+        option: dict[str, Any] = {"pack": [row.delivery_id for row in self.rows]}
+        retries = [_retries(row) for row in self.rows]
+        if any(retries):
+            option["retries"] = retries
+        redelivered = max(row.redeliveries for row in self.rows)
+        if redelivered > 0:
+            option["redelivered"] = redelivered
+        return option
 
 
 def rows_of(outgoing: Outgoing) -> Sequence[Claimed]:
     """Return the claimed rows that a message carries."""
-    return outgoing.rows if isinstance(outgoing, OutgoingBatch) else (outgoing.claimed,)
+    return outgoing.rows if isinstance(outgoing, OutgoingList) else (outgoing.claimed,)
 
 
-def _envelope(row: Claimed) -> dict[str, Any]:
-    return {
-        "id": str(row.event_id),
-        "topic": row.topic,
-        "key": row.key,
-        "payload": json.loads(row.payload),
-        "headers": json.loads(row.headers),
-        "created_at": row.created_at,
-    }
+def _retries(row: Claimed) -> int:
+    # Each retry of a packed delivery is another dispatch. One after which nobody confirmed it was no try.
+    return max(row.attempts - 1 - row.redeliveries, 0)

@@ -10,8 +10,9 @@ from uuid import UUID
 
 from django.utils import timezone
 
-from .batches import OutgoingBatch
+from .batches import OutgoingBatch, OutgoingPack
 from .messages import Outgoing, uuid_text
+from .packing import block_of, blocks_around
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -22,6 +23,7 @@ class Overdue(NamedTuple):
     Args:
         queue: the queue to which its message went.
         batched: it may have gone in a batch, or by itself.
+        pack: with how many others at most it may have gone in a pack; 0 for none.
         retried: Dramatiq may have put another copy in the place of the one that the relay sent.
     """
 
@@ -31,6 +33,7 @@ class Overdue(NamedTuple):
     dispatched_at_us: int
     queue: str = ""
     batched: bool = False
+    pack: int = 0
     retried: bool = False
 
 
@@ -47,6 +50,9 @@ def copy_id(outgoing: Outgoing) -> str:
     claimed = outgoing.claimed
     if isinstance(outgoing, OutgoingBatch):
         return _of_batch(claimed.handler, claimed.dispatched_at_us)
+    if isinstance(outgoing, OutgoingPack) and len(outgoing.rows) > 1:
+        block = block_of(outgoing.rows, outgoing.size)
+        return _of_pack(claimed.handler, claimed.dispatched_at_us, outgoing.size, *block)
     return _of_delivery(claimed.event_id, claimed.delivery_id, claimed.dispatched_at_us)
 
 
@@ -55,6 +61,11 @@ def copy_ids(overdue: Overdue) -> list[str]:
     ids = [_of_delivery(overdue.event_id, overdue.delivery_id, overdue.dispatched_at_us)]
     if overdue.batched:
         ids.append(_of_batch(overdue.handler, overdue.dispatched_at_us))
+    if overdue.pack:
+        ids += [
+            _of_pack(overdue.handler, overdue.dispatched_at_us, overdue.pack, *block)
+            for block in blocks_around(overdue.delivery_id, overdue.pack)
+        ]
     return ids
 
 
@@ -72,6 +83,11 @@ def _of_delivery(event_id: UUID, delivery_id: int, dispatched_at_us: int) -> str
 def _of_batch(handler: str, dispatched_at_us: int) -> str:
     # The rows of a batch have nothing else in common: one statement claims no more than one batch.
     return _uuid4(f"{handler} batch {dispatched_at_us}".encode())
+
+
+def _of_pack(handler: str, dispatched_at_us: int, size: int, level: int, number: int) -> str:
+    # One statement may claim many packs, of different blocks.
+    return _uuid4(f"{handler} pack {dispatched_at_us} {size} {level} {number}".encode())
 
 
 def _uuid4(name: bytes) -> str:

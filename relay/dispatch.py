@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import timedelta
 
 import dramatiq
 
+from outbox.conf import get_settings
 from outbox.errors import BrokerUnavailable
 from outbox.lifecycle import delivery_failed, delivery_refused
-from outbox.models import Delivery
 from outbox.registry import Handler, registry
 from outbox.versions import why_unreadable
 
-from .backoff import delay_for
-from .batches import OutgoingBatch, rows_of
+from .batches import OutgoingBatch, OutgoingPack, rows_of
 from .copies import Held, Overdue
+from .marking import Outcome
 from .messages import Claimed, Kind, Outgoing
+from .packing import packs_of
 from .publishers import PartlySent, Publisher, publisher_for
 
 UNKNOWN_HANDLER_DELAY = timedelta(seconds=30)
@@ -27,18 +28,6 @@ UNREADABLE_DELAY = timedelta(seconds=30)
 BROKER_AWAY_DELAY = timedelta(seconds=5)
 
 EVENT_MISSING = "the event of this delivery does not exist; its row was written or removed by hand"
-
-
-@dataclass
-class Outcome:
-    """What became of a batch: what went, and what must go back with its reason."""
-
-    sent: list[Claimed] = field(default_factory=list)
-    refused: list[tuple[Claimed, str]] = field(default_factory=list)
-    released: list[tuple[Claimed, str, timedelta]] = field(default_factory=list)
-    failed: list[tuple[Claimed, str]] = field(default_factory=list)
-    expired: list[Claimed] = field(default_factory=list)
-    paused: list[Claimed] = field(default_factory=list)
 
 
 class Dispatcher:
@@ -78,13 +67,22 @@ class Dispatcher:
         """
         outcome = Outcome()
         groups: dict[dramatiq.Broker, list[Outgoing]] = defaultdict(list)
+        packed: dict[str, list[Claimed]] = defaultdict(list)
+        # What fails in a pack goes back to the table, which takes nothing back without confirmations.
+        packs = get_settings().confirm
         for one in claimed:
             handler = self._handler_of(one, outcome)
-            if handler is not None:
-                kind: Kind = "actor" if handler.kind == "actor" else "event"
-                groups[handler.actor.broker].append(
-                    Outgoing(one, actor=handler.actor, kind=kind, database=self._database)
-                )
+            if handler is None:
+                continue
+            if handler.pack and packs:
+                packed[handler.name].append(one)
+                continue
+            kind: Kind = "actor" if handler.kind == "actor" else "event"
+            groups[handler.actor.broker].append(
+                Outgoing(one, actor=handler.actor, kind=kind, database=self._database)
+            )
+        for name, rows in packed.items():
+            groups[registry.get(name).actor.broker] += self._packs(registry.get(name), rows)
         self._send_groups(groups, outcome, timeout_s)
         return outcome
 
@@ -108,8 +106,11 @@ class Dispatcher:
         groups: dict[dramatiq.Broker, list[Overdue]] = defaultdict(list)
         for row in overdue:
             if handler := registry.handlers.get(row.handler):
-                batched = handler.batch is not None
-                groups[handler.actor.broker].append(row._replace(queue=handler.queue, batched=batched))
+                groups[handler.actor.broker].append(
+                    row._replace(
+                        queue=handler.queue, batched=handler.batch is not None, pack=handler.pack or 0
+                    )
+                )
         for broker, rows in groups.items():
             try:
                 held.there |= self._publisher(broker).holds(rows, timeout_s=timeout_s)
@@ -136,23 +137,43 @@ class Dispatcher:
                 continue
             try:
                 self._send_to(broker, outgoing, outcome, share_s)
-            except PartlySent as partly:
-                gone = {id(one) for one in partly.unsent}
-                outcome.sent += [row for one in outgoing if id(one) not in gone for row in rows_of(one)]
-                _release(partly.unsent, partly, outcome, timedelta())
             except BrokerUnavailable as problem:
                 problems.append(problem)
-                _release(outgoing, problem, outcome, BROKER_AWAY_DELAY)
         if problems and not outcome.sent:
             raise problems[0]
 
     def _send_to(
         self, broker: dramatiq.Broker, outgoing: Sequence[Outgoing], outcome: Outcome, timeout_s: float
     ) -> None:
-        refusals = self._publisher(broker).publish(outgoing, timeout_s=timeout_s)
-        refused = {id(refusal.outgoing) for refusal in refusals}
-        outcome.refused += [(row, refusal.error) for refusal in refusals for row in rows_of(refusal.outgoing)]
-        outcome.sent += [row for one in outgoing if id(one) not in refused for row in rows_of(one)]
+        """Send messages to one broker, and what a refused pack holds one by one, to find the bad one.
+
+        Raises:
+            BrokerUnavailable: once it is noted in the outcome what has not gone.
+        """
+        deadline = time.monotonic() + timeout_s
+        try:
+            refusals = self._publisher(broker).publish(outgoing, timeout_s=timeout_s)
+        except PartlySent as partly:
+            outcome.sent += _rows_without(partly.unsent, outgoing)
+            _release(partly.unsent, partly, outcome, timedelta())
+            return
+        except BrokerUnavailable as problem:
+            _release(outgoing, problem, outcome, BROKER_AWAY_DELAY)
+            raise
+        outcome.sent += _rows_without([refusal.outgoing for refusal in refusals], outgoing)
+        again: list[Outgoing] = []
+        for refused, error in refusals:
+            if isinstance(refused, OutgoingPack) and len(refused.rows) > 1 and time.monotonic() < deadline:
+                again += refused.one_by_one()
+            else:
+                outcome.refused += [(row, error) for row in rows_of(refused)]
+        if again:
+            self._send_to(broker, again, outcome, deadline - time.monotonic())
+
+    def _packs(self, handler: Handler, rows: list[Claimed]) -> list[Outgoing]:
+        size = handler.pack or 1
+        rows.sort(key=lambda row: row.delivery_id)
+        return [OutgoingPack(pack, handler.actor, self._database, size=size) for pack in packs_of(rows, size)]
 
     def _handler_of(self, claimed: Claimed, outcome: Outcome) -> Handler | None:
         """Return the handler of a delivery that can be sent; note in the outcome why another cannot."""
@@ -186,30 +207,16 @@ class Dispatcher:
         return publisher
 
 
+def _rows_without(left_out: Iterable[Outgoing], outgoing: Iterable[Outgoing]) -> list[Claimed]:
+    without = {id(one) for one in left_out}
+    return [row for one in outgoing if id(one) not in without for row in rows_of(one)]
+
+
 def _release(
     outgoing: Iterable[Outgoing], problem: BrokerUnavailable, outcome: Outcome, delay: timedelta
 ) -> None:
     reason = f"the broker is away: {problem}"
     outcome.released += [(row, reason, delay) for one in outgoing for row in rows_of(one)]
-
-
-def mark(outcome: Outcome, *, database: str, max_attempts: int) -> None:
-    """Write down what did not go, within the claim's transaction."""
-    deliveries = Delivery.objects.using(database)
-    for claimed, error in outcome.failed:
-        deliveries.filter(pk=claimed.delivery_id).fail(error)
-    if outcome.expired:
-        deliveries.filter(pk__in=_ids(outcome.expired)).expire()
-    if outcome.paused:
-        deliveries.filter(pk__in=_ids(outcome.paused)).hold(Delivery.Held.PAUSE)
-    for (error, delay), ids in _by_reason(outcome.released).items():
-        deliveries.filter(pk__in=ids).release(delay, error)
-    for claimed, error in outcome.refused:
-        row = deliveries.filter(pk=claimed.delivery_id)
-        if claimed.attempts >= max_attempts:
-            row.fail(f"could not be sent in {claimed.attempts} attempts: {error}")
-        else:
-            row.reschedule(timedelta(seconds=delay_for(claimed.attempts)), f"could not be sent: {error}")
 
 
 def tell(outcome: Outcome, *, database: str, max_attempts: int) -> None:
@@ -225,14 +232,3 @@ def tell(outcome: Outcome, *, database: str, max_attempts: int) -> None:
                 handler=claimed.handler,
                 error=error,
             )
-
-
-def _by_reason(released: Iterable[tuple[Claimed, str, timedelta]]) -> dict[tuple[str, timedelta], list[int]]:
-    groups: dict[tuple[str, timedelta], list[int]] = defaultdict(list)
-    for claimed, error, delay in released:
-        groups[error, delay].append(claimed.delivery_id)
-    return groups
-
-
-def _ids(rows: Iterable[Claimed]) -> list[int]:
-    return [row.delivery_id for row in rows]

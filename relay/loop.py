@@ -21,8 +21,9 @@ from outbox.wakeup import QUIET_S
 
 from .backoff import BASE_S, CAP_S, Backoff
 from .claim import Claim, Taken
-from .dispatch import Dispatcher, Outcome, mark, tell
+from .dispatch import Dispatcher, tell
 from .housekeeping import BEAT_INTERVAL_S, Housekeeping
+from .marking import Outcome, mark
 from .stopping import Stop
 from .wakeup import Wakeup
 

@@ -21,7 +21,7 @@ Kind = Literal["event", "actor"]
 CALL_PARTS = {"args": list, "kwargs": dict, "options": dict}
 
 _quote: Callable[[str], str] = encode_basestring_ascii
-_encode_value = json.JSONEncoder(separators=(",", ":")).encode
+encode_value = json.JSONEncoder(separators=(",", ":")).encode
 _plain_message_encode = Message.encode
 _plain_json_encode = JSONEncoder.encode
 
@@ -93,6 +93,11 @@ class Outgoing:
         return self.claimed.delivery_id
 
     @property
+    def message_id(self) -> str:
+        """The id of the message, the same at every redelivery."""
+        return message_id_for(self.claimed.event_id, self.claimed.handler)
+
+    @property
     def queue_name(self) -> str:
         """The queue that the actor listens on now, which an older row may not know."""
         return self.actor.queue_name
@@ -118,7 +123,7 @@ class Outgoing:
             queue_name=self.queue_name,
             actor_name=self.claimed.handler,
             **(self._call_fields() if self.kind == "actor" else self._event_fields()),
-            message_id=message_id_for(self.claimed.event_id, self.claimed.handler),
+            message_id=self.message_id,
             message_timestamp=self._timestamp_ms,
         )
 
@@ -128,7 +133,7 @@ class Outgoing:
         Raises:
             ValueError: if the payload or the headers are not what they have to be.
         """
-        if _splices():
+        if splices():
             if self.kind == "event":
                 return self._spliced_event(extra_options)
             # Options of the call's own are merged with ours, which is for the general path to do.
@@ -139,15 +144,7 @@ class Outgoing:
     # The general path: decode, then leave the encoding to Dramatiq.
 
     def _event_fields(self) -> dict[str, Any]:
-        claimed = self.claimed
-        event = {
-            "id": str(claimed.event_id),
-            "topic": claimed.topic,
-            "key": claimed.key,
-            "payload": json.loads(claimed.payload),
-            "headers": json.loads(claimed.headers),
-            "created_at": claimed.created_at,
-        }
+        event = envelope(self.claimed)
         options = {} if self.priority is None else {"broker_priority": self.priority}
         return {"args": (event,), "kwargs": {}, "options": {**options, "outbox": self._option()}}
 
@@ -183,17 +180,11 @@ class Outgoing:
     # The fast path: JSON from the database goes into the message as it is, undecoded.
 
     def _spliced_event(self, extra_options: dict[str, Any]) -> bytes:
-        claimed = self.claimed
         options = f'"outbox":{{{self._spliced_option()}}}'
         if (priority := self.priority) is not None:
-            options = f'"broker_priority":{_encode_value(priority)},{options}'
-        return self._spliced(
-            f'"args":[{{"id":"{claimed.event_id}","topic":{_quote(claimed.topic)},"key":{_quote(claimed.key)},'
-            f'"payload":{claimed.payload},"headers":{claimed.headers},'
-            f'"created_at":{_quote(claimed.created_at)}}}],"kwargs":{{}}',
-            options,
-            extra_options,
-        )
+            options = f'"broker_priority":{encode_value(priority)},{options}'
+        args = f'"args":[{spliced_envelope(self.claimed)}],"kwargs":{{}}'
+        return self._spliced(args, options, extra_options)
 
     def _spliced_call(self, extra_options: dict[str, Any]) -> bytes:
         claimed = self.claimed
@@ -217,17 +208,41 @@ class Outgoing:
         )
 
     def _spliced(self, call: str, options: str, extra_options: dict[str, Any]) -> bytes:
-        claimed = self.claimed
         for name, value in extra_options.items():
-            options += f",{_quote(name)}:{_encode_value(value)}"
+            options += f",{_quote(name)}:{encode_value(value)}"
         return (
-            f'{{"queue_name":{_quote(self.actor.queue_name)},"actor_name":{_quote(claimed.handler)},{call},'
-            f'"options":{{{options}}},"message_id":"{message_id_for(claimed.event_id, claimed.handler)}",'
+            f'{{"queue_name":{_quote(self.actor.queue_name)},"actor_name":{_quote(self.claimed.handler)},'
+            f'{call},"options":{{{options}}},"message_id":"{self.message_id}",'
             f'"message_timestamp":{self._timestamp_ms}}}'
         ).encode()
 
 
-def _splices() -> bool:
+def envelope(claimed: Claimed) -> dict[str, Any]:
+    """Return an event as it travels.
+
+    Raises:
+        ValueError: if its payload or headers are not JSON.
+    """
+    return {
+        "id": str(claimed.event_id),
+        "topic": claimed.topic,
+        "key": claimed.key,
+        "payload": json.loads(claimed.payload),
+        "headers": json.loads(claimed.headers),
+        "created_at": claimed.created_at,
+    }
+
+
+def spliced_envelope(claimed: Claimed) -> str:
+    """Return the JSON of `envelope`, with what the database gave as it is."""
+    return (
+        f'{{"id":"{claimed.event_id}","topic":{_quote(claimed.topic)},"key":{_quote(claimed.key)},'
+        f'"payload":{claimed.payload},"headers":{claimed.headers},'
+        f'"created_at":{_quote(claimed.created_at)}}}'
+    )
+
+
+def splices() -> bool:
     """Say whether Dramatiq would encode a message as plain JSON."""
     return (
         type(get_encoder()) is JSONEncoder

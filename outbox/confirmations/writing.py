@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from django.db import DataError, Error, connections, transaction
-from django.db.models import Q
+from django.db.models import F, Q
 from django.db.models.functions import Now
 
 from ..conf import get_settings
@@ -93,7 +93,9 @@ def confirm(outcomes: Sequence[Outcome], database: str) -> tuple[list[Outcome], 
     if not outcomes:
         return [], set()
     if connections[database].vendor != "postgresql":
-        return [], {one.delivery_id for one in outcomes if _confirm_portably(one, database)}
+        changed = {one.delivery_id for one in outcomes if _confirm_portably(one, database)}
+        _give_back(outcomes, changed, database)
+        return [], changed
     columns = [
         [getattr(one, name) for one in outcomes] for name in ("delivery_id", "status", "error", "wait")
     ]
@@ -101,8 +103,18 @@ def confirm(outcomes: Sequence[Outcome], database: str) -> tuple[list[Outcome], 
     with connections[database].cursor() as cursor:
         cursor.execute(_CONFIRM, parameters)
         written = {row[0] for row in cursor.fetchall()}
+    _give_back(outcomes, written, database)
     missed = [outcome for outcome in outcomes if outcome.delivery_id not in written]
     return (_still_wanted(missed, database) if missed else []), written
+
+
+def _give_back(outcomes: Sequence[Outcome], written: set[int], database: str) -> None:
+    """Take back the attempts of deliveries that were not even begun."""
+    unbegun = [one.delivery_id for one in outcomes if one.unbegun and one.delivery_id in written]
+    if unbegun:
+        Delivery.objects.using(database).filter(pk__in=unbegun, attempts__gt=0).update(
+            attempts=F("attempts") - 1
+        )
 
 
 def _still_wanted(missed: Sequence[Outcome], database: str) -> list[Outcome]:

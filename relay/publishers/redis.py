@@ -88,10 +88,12 @@ class RedisPublisher:
         """
         self._limit(timeout_s)
         queues = list({row.queue: None for row in overdue})
-        asked = [(row, one) for row in overdue for one in copy_ids(row)]
+        # Deliveries that may have shared a message share its id.
+        ids = {row.delivery_id: [(row.queue, one) for one in copy_ids(row)] for row in overdue}
+        asked = list({pair: None for pairs in ids.values() for pair in pairs})
         upkeep = [self._maintenance(name, current_millis()) for q in queues for name in (q, dq_name(q))]
         sizes = [("HLEN", self._bodies(name)) for q in queues for name in (q, dq_name(q))]
-        found = [("HEXISTS", self._bodies(row.queue), one) for row, one in asked]
+        found = [("HEXISTS", self._bodies(queue), one) for queue, one in asked]
         answers = self._exchange([*upkeep, *sizes, *found])[len(upkeep) :]
         for answer in answers:
             if isinstance(answer, ResponseError):
@@ -100,7 +102,8 @@ class RedisPublisher:
         deep = {
             q for q, *depth in zip(queues, depths[::2], depths[1::2], strict=True) if sum(depth) > DEEP_QUEUE
         }
-        there = {row.delivery_id for (row, _), one in zip(asked, answers[len(sizes) :], strict=True) if one}
+        held = {pair for pair, answer in zip(asked, answers[len(sizes) :], strict=True) if answer}
+        there = {delivery for delivery, pairs in ids.items() if not held.isdisjoint(pairs)}
         return there | {row.delivery_id for row in overdue if row.retried and row.queue in deep}
 
     def close(self) -> None:

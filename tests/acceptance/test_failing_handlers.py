@@ -9,9 +9,11 @@ from datetime import timedelta
 import pytest
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import User
+from django.db import transaction
 from django.test import Client
 from django.urls import reverse
 
+import outbox
 from outbox.confirmations import Confirmations
 from outbox.models import Delivery
 from outbox.outcomes import Outcome
@@ -145,6 +147,27 @@ def test_a_message_that_kills_its_workers_fails_and_the_others_go_on(
     delivery = deadly.deliveries.get()
     assert delivery.error.startswith("crashed: 3 workers died")
     assert delivery.crashes == 3
+
+
+def test_of_a_pack_that_kills_its_workers_only_the_bad_one_fails(
+    broker_env: dict[str, str], folder: Folder
+) -> None:
+    env = requeueing_soon(with_options(broker_env, CONFIRM_TIMEOUT=5))
+    with transaction.atomic():
+        events = outbox.publish_many(
+            {"topic": "heap.it", "payload": "deadly" if n == 4 else n} for n in range(10)
+        )
+    deadly = events.pop(4)
+    wanted = {"failed": 1, "succeeded": 9}
+    with relay(env):
+        while states() != wanted:
+            with worker(env) as process:
+                wait_until(lambda: process.returncode is not None or states() == wanted, 60)
+            assert len(folder.deaths) <= 3
+    assert folder.deaths == [str(deadly.pk)] * 3
+    assert set(folder.done) == set(ids(events))
+    assert Delivery.objects.get(status="failed").error.startswith("crashed: 3 workers died")
+    assert not Delivery.objects.filter(status="succeeded", crashes__gt=0).exists()
 
 
 def test_the_copies_of_a_message_that_killed_its_workers_are_not_run(

@@ -14,8 +14,9 @@ from outbox.collectors import unsubscribe
 from outbox.models import Delivery, Event, PausedHandler
 from outbox.registry import registry
 from relay.claim import Claim
-from relay.dispatch import Dispatcher, mark
+from relay.dispatch import Dispatcher
 from relay.housekeeping import Housekeeping
+from relay.marking import mark
 from tests.helpers import finish, flush, publish, relay_all, statuses, worker
 from tests.processes import wait_until
 from tests.testapp.handlers import QUEUE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from datetime import timedelta
@@ -138,6 +139,27 @@ def test_deliveries_that_share_a_message_wait_for_it_together(redis_broker: Redi
 
 
 @pytest.mark.redis
+def test_of_packs_sent_together_only_what_the_lost_one_held_is_sent_again(redis_broker: RedisBroker) -> None:
+    with handler_on(redis_broker, pack=4):
+        with transaction.atomic():
+            outbox.publish_many({"topic": "shop.paid", "payload": n} for n in range(11))
+        relay_all()
+        pass_the_time()
+        (bodies,) = redis_broker.client.keys(f"{redis_broker.namespace}:*.msgs")
+        held = {
+            name: json.loads(body)["options"]["outbox"]["pack"]
+            for name, body in redis_broker.client.hgetall(bodies).items()
+        }
+        assert 3 <= len(held) <= 4
+        assert redeliver() == {"dispatched": 11}
+        pass_the_time()
+        lost = next(name for name, deliveries in held.items() if len(deliveries) > 1)
+        redis_broker.client.hdel(bodies, lost)
+        redeliver()
+        assert set(Delivery.objects.pending().values_list("pk", flat=True)) == set(held[lost])
+
+
+@pytest.mark.redis
 def test_a_message_that_a_worker_has_is_not_sent_again_until_it_is_done_with(
     redis_broker: RedisBroker,
 ) -> None:
@@ -196,6 +218,19 @@ def test_nothing_is_sent_again_to_a_deep_queue(
         rabbitmq_broker.flush(actor.queue_name)
         pass_the_time()
         assert redeliver() == {"pending": 3}
+
+
+@pytest.mark.rabbitmq
+def test_a_pack_makes_a_queue_as_deep_as_its_deliveries_would(
+    rabbitmq_broker: RabbitmqBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("relay.publishers.rabbitmq.DEEP_QUEUE", 4)
+    with handler_on(rabbitmq_broker, pack=5) as actor:
+        dispatch()
+        assert redeliver() == {"dispatched": 1}
+        rabbitmq_broker.flush(actor.queue_name)
+        pass_the_time()
+        assert redeliver() == {"pending": 1}
 
 
 @pytest.mark.rabbitmq

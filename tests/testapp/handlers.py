@@ -76,6 +76,14 @@ def deadly(event: ReceivedEvent) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@handler("heap.*", queue_name=QUEUE, name="heap", pack=20)
+def heap(event: ReceivedEvent) -> None:
+    """As `deadly` or as `filed`, as the payload says, many in one message."""
+    if event.payload == "deadly":
+        deadly.fn(event)
+    filed.fn(event)
+
+
 def add_line(path: Path, line: str) -> None:
     """Append a line to a file that several processes write."""
     with path.open("a") as file:

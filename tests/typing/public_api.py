@@ -81,6 +81,10 @@ def send_receipt(event: ReceivedEvent) -> None:
 def index(events: list[ReceivedEvent]) -> None: ...
 
 
+@handler("shop.*", pack=50, transactional=True)
+def count(event: ReceivedEvent) -> None: ...
+
+
 @handler("shop.*", ordered=True, on_failure="skip")
 async def mirror(event: ReceivedEvent) -> None: ...
 
@@ -107,7 +111,7 @@ def handlers() -> None:
 def mail_status(sender: type[Order], instance: Order, created: bool, **kwargs: Any) -> None: ...
 
 
-@receiver([post_save, post_delete], sender="testapp.Order", missing="pass", snapshot=True)
+@receiver([post_save, post_delete], sender="testapp.Order", missing="pass", snapshot=True, pack=20)
 async def mirror_order(sender: type[Order], instance: Order | None, **kwargs: Any) -> None: ...
 
 

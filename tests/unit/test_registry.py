@@ -147,3 +147,24 @@ def test_seconds_and_a_timedelta_mean_the_same_wait() -> None:
     def nothing(events: list[ReceivedEvent]) -> None: ...
 
     assert registry.get("mine-first").batch == Batching(size=10, wait=timedelta(seconds=2.5))
+
+
+@pytest.mark.parametrize("pack", [0, -1, 1001])
+def test_a_pack_that_could_never_travel_is_refused(pack: int) -> None:
+    with pytest.raises(RegistrationError, match=rf"pack {pack} must be between 1 and 1000"):
+        handler("mine.a", pack=pack)
+
+
+def test_a_handler_takes_one_event_or_a_list() -> None:
+    with pytest.raises(RegistrationError, match="both pack and batch_size; choose pack for"):
+        handler("mine.a", pack=10, batch_size=10)
+
+
+@pytest.mark.parametrize("option", ["on_success", "on_retry_exhausted", "store_results"])
+def test_what_dramatiq_does_once_a_message_is_refused_for_a_pack(option: str) -> None:
+    with pytest.raises(RegistrationError, match=f"'mine-first' has both pack and {option}"):
+
+        @handler("mine.a", name="mine-first", pack=10, **{option: "other"})
+        def nothing(event: ReceivedEvent) -> None: ...
+
+    assert "mine-first" not in registry.handlers
