@@ -40,7 +40,11 @@ def handlers() -> Iterator[None]:
     outbox.handler("counted.*", name="counted", queue_name=QUEUE)(lambda event: None)
     outbox.handler("lane.*", name="counted_lane", queue_name=QUEUE, ordered=True)(lambda event: None)
     outbox.handler(
-        "heap.*", name="counted_batch", queue_name=QUEUE, batch_size=500, batch_wait=timedelta(hours=1)
+        "counted_heap.*",
+        name="counted_batch",
+        queue_name=QUEUE,
+        batch_size=500,
+        batch_wait=timedelta(hours=1),
     )(lambda events: None)
     dramatiq.get_broker().flush_all()
     yield
@@ -49,7 +53,7 @@ def handlers() -> Iterator[None]:
     dramatiq.get_broker().flush_all()
 
 
-@pytest.mark.parametrize("topic", ["counted.x", "heap.x"])
+@pytest.mark.parametrize("topic", ["counted.x", "counted_heap.x"])
 def test_an_event_costs_a_twentieth_of_a_statement_at_most(handlers, monkeypatch, topic):
     # Outcomes are written by size or by time; a slow machine must not make it time.
     monkeypatch.setattr("outbox.confirmations.flushing.FLUSH_INTERVAL_S", 60.0)
@@ -102,7 +106,7 @@ class Hours(Stop):
 @pytest.mark.parametrize("listen", [True, False])
 def test_an_idle_relay_sends_two_statements_a_second_at_most(handlers, monkeypatch, listen):
     publish("counted.x", delay=timedelta(days=1))
-    publish("heap.x")
+    publish("counted_heap.x")
     with Hours() as hours, counted() as statements:
         hours.texts = statements.texts
         for module in ("relay.housekeeping", "relay.claim.front", "relay.wakeup"):
