@@ -70,6 +70,13 @@ class Batch:
 
 
 def states_before(outcome: Outcome) -> tuple[str, ...]:
-    """Return the states that an outcome may end; success is true whatever the row says meanwhile."""
-    start = (str(Delivery.Status.PENDING), str(Delivery.Status.DISPATCHED))
-    return (*start, str(Delivery.Status.FAILED)) if outcome.status == Delivery.Status.SUCCEEDED else start
+    """Return the states that an outcome may end.
+
+    Success is true whatever the row says meanwhile. A retry only puts off what is dispatched: Dramatiq enqueues
+    it before the outbox may report it, so that what the retry has come to may be known already.
+    """
+    status = Delivery.Status
+    if outcome.status == status.DISPATCHED:
+        return (str(status.DISPATCHED),)
+    start = (str(status.PENDING), str(status.DISPATCHED))
+    return (*start, str(status.FAILED)) if outcome.status == status.SUCCEEDED else start

@@ -62,13 +62,14 @@ def release_lanes(database: str, lanes: set[tuple[str, str]]) -> set[tuple[str, 
 
 # A row that somebody has locked (the relay that is about to commit its dispatch, a transactional handler) is
 # passed over and tried again, so that it does not hold up all other confirmations. Success is true whatever
-# the row says meanwhile; the other outcomes only end what is still open.
+# the row says meanwhile; the other outcomes only end what is still open, as `states_before` has it.
 _CONFIRM = """
 WITH outcome AS (
     SELECT * FROM unnest(%s::bigint[], %s::text[], %s::text[], %s::interval[]) AS o(id, status, error, wait)
 ), locked AS (
     SELECT d.id FROM outbox_delivery d JOIN outcome o USING (id)
-    WHERE d.status IN ('pending', 'dispatched') OR (d.status = 'failed' AND o.status = 'succeeded')
+    WHERE d.status = 'dispatched' OR (d.status = 'pending' AND o.status <> 'dispatched')
+       OR (d.status = 'failed' AND o.status = 'succeeded')
     FOR NO KEY UPDATE OF d SKIP LOCKED
 )
 UPDATE outbox_delivery d SET

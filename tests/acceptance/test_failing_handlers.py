@@ -87,6 +87,23 @@ def test_a_failure_stands_though_the_report_of_the_try_before_comes_later(
     assert (delivery.status, delivery.error) == ("failed", "for good")
 
 
+@pytest.mark.parametrize("at_once", [True, False])
+def test_what_a_retry_gave_back_stays_pending_though_the_report_of_the_retry_comes_later(
+    transactional_db: None, at_once: bool
+) -> None:
+    """It would wait for a confirmation that nobody is going to send."""
+    delivery = publish("broken.mail").deliveries.get()
+    Delivery.objects.mark_dispatched(timedelta(hours=1))
+    reports = Confirmations()
+    reports.add(report(delivery, "pending", "to go one by one"))
+    if not at_once:
+        wait_until(reports.flush, what="the first report to be written")
+    reports.add(report(delivery, "dispatched", "to be retried"))
+    reports.close()
+    delivery.refresh_from_db()
+    assert (delivery.status, delivery.confirm_by) == ("pending", None)
+
+
 @pytest.mark.rabbitmq
 def test_rabbitmq_gives_the_message_of_a_killed_worker_to_the_next(
     process_env: dict[str, str], rabbitmq_url: str, folder: Folder
