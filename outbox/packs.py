@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -9,16 +10,20 @@ from datetime import timedelta
 from typing import Any
 
 import dramatiq
-from django.db import close_old_connections
+from django.db import Error, close_old_connections
 from dramatiq.middleware import Interrupt, SkipMessage
 
+from .conf import get_settings
 from .confirmations import confirmations
 from .contexts import handling
 from .crashes import SUSPECT_DELAY, crashes
+from .models import Delivery
 from .outcomes import Outcome
 from .registry import registry
 from .retrying import retry_in
 from .runs import Run, current_run, describe
+
+logger = logging.getLogger(__name__)
 
 # Rules that cannot be asked say nothing against another try.
 UNRULED_DELAY = timedelta(seconds=15)
@@ -74,7 +79,8 @@ class _PackWorker:
         if not crashes.claim_solitude():
             return Outcome.not_begun(one, "waits to run without other suspects", SUSPECT_DELAY)
         try:
-            return self._outcome(one)
+            # It may have waited for another copy of its own message.
+            return [] if _is_done(one) else self._outcome(one)
         finally:
             crashes.end_solitude()
 
@@ -109,6 +115,15 @@ class _PackWorker:
             logger.info("Delivery %d failed with expected exception %s.", delivery, type(error).__name__)
         elif not isinstance(error, dramatiq.Retry):
             logger.error("Delivery %d failed with unhandled exception.", delivery, exc_info=error)
+
+
+def _is_done(one: Run) -> bool:
+    rows = Delivery.objects.using(one.database).filter(pk__in=one.deliveries).only("status", "crashes")
+    try:
+        return any(not row.may_run(max_crashes=get_settings().max_crashes) for row in rows)
+    except Error:
+        logger.warning("could not look up delivery %d, so it runs", one.deliveries[0], exc_info=True)
+        return False
 
 
 @contextmanager

@@ -435,6 +435,25 @@ def test_a_suspect_waits_while_another_one_runs(packed: Packed, journals: Path) 
     assert packed.seen == [1]
 
 
+def test_a_suspect_that_has_waited_for_a_copy_of_itself_does_not_run_again(
+    packed: Packed, journals: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from outbox.crashes import crashes
+
+    events = publish_all(0, 1)
+    relay_all()
+    die_of(journals, events[0])
+    claim = crashes.claim_solitude
+
+    def claim_after_the_copy() -> bool:
+        Delivery.objects.filter(event=events[0]).update(status="succeeded")
+        return claim()
+
+    monkeypatch.setattr(crashes, "claim_solitude", claim_after_the_copy)
+    assert finish_all(events) == ["succeeded"] * 2
+    assert packed.seen == [1]
+
+
 # ---------------------------------------------------------------- together with other options
 
 
@@ -511,6 +530,31 @@ def test_a_handler_that_is_batched_no_more_gets_the_events_of_a_batch_one_by_one
     packed = declare(pack=None)
     assert finish_all(events) == ["succeeded"] * 2
     assert packed.seen == [0, 1]
+
+
+def test_a_handler_that_has_become_batched_gets_each_event_of_a_pack_in_a_list(packed: Packed) -> None:
+    seen: list[Any] = []
+    events = publish_all(0, 1)
+    relay_all()
+    registry.remove("packed")
+
+    @outbox.handler("pack.*", name="packed", queue_name=QUEUE, batch_size=10)
+    def batched(events: list[outbox.ReceivedEvent]) -> None:
+        seen.append([event.payload for event in events])
+
+    assert finish_all(events) == ["succeeded"] * 2
+    assert seen == [[0], [1]]
+
+
+def test_a_pack_that_is_too_new_is_given_back_whole(packed: Packed, monkeypatch: pytest.MonkeyPatch) -> None:
+    events = publish_all(0, 1)
+    relay_all()
+    monkeypatch.setattr("outbox.versions.NEWEST", 0)
+    with worker():
+        wait_until(lambda: Delivery.objects.pending().count() == 2, what="the pack to be given back")
+    assert packed.seen == []
+    assert {delivery_of(event).attempts for event in events} == {0}
+    assert "upgrade it" in delivery_of(events[0]).error
 
 
 def test_a_worker_that_does_not_know_the_handler_gives_all_back(packed: Packed) -> None:
