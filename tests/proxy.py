@@ -94,10 +94,14 @@ class Proxy:
                     self._flowing.wait()
                     self._passes(source, data)
                     target.sendall(data)
+                    self._passed(source)
             self._ends(target)
 
     def _passes(self, source: socket.socket, data: bytes) -> None:
         """Look at what is about to be passed on."""
+
+    def _passed(self, source: socket.socket) -> None:
+        """Notice that something was passed on."""
 
     def _ends(self, target: socket.socket) -> None:
         """Tell one end that the other has gone."""

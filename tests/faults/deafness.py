@@ -15,6 +15,7 @@ class DeafWay(Proxy):
     def __init__(self, url: str) -> None:
         super().__init__(0)
         self._parts = conninfo_to_dict(url)
+        self._asking: set[socket.socket] = set()
         self._listeners: set[socket.socket] = set()
         self._deaf: set[socket.socket] = set()
 
@@ -38,7 +39,13 @@ class DeafWay(Proxy):
 
     def _passes(self, source: socket.socket, data: bytes) -> None:
         if b"LISTEN " in data:
-            self._listeners.add(source)
+            self._asking.add(source)
+
+    def _passed(self, source: socket.socket) -> None:
+        # A client listens once it knows that it does: one that is still waiting for the answer hangs.
+        self._listeners.update(
+            client for client, server in self._pairs if server is source and client in self._asking
+        )
 
     def _ends(self, target: socket.socket) -> None:
         if target not in self._deaf:
