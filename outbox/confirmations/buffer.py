@@ -72,8 +72,8 @@ class Batch:
 def states_before(outcome: Outcome) -> tuple[str, ...]:
     """Return the states that an outcome may end.
 
-    Success is true whatever the row says meanwhile. A retry only puts off what is dispatched: Dramatiq enqueues
-    it before the outbox may report it, so that what the retry has come to may be known already.
+    Success is true whatever the row says meanwhile. A retry only puts off what is dispatched: Dramatiq
+    enqueues it before the outbox may report it, so that what it has come to may be known already.
     """
     status = Delivery.Status
     if outcome.status == status.DISPATCHED:
