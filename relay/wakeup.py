@@ -5,17 +5,23 @@ from __future__ import annotations
 import logging
 import time
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from django.db import Error, connections
+from django.db.backends.base.base import BaseDatabaseWrapper
 
 from outbox.wakeup import CHANNEL
 
+from .deadlines import within
 from .stopping import Stop
 
 logger = logging.getLogger(__name__)
 
 RECONNECT_INTERVAL_S = 5.0
+
+# A server, or what stands before it, may accept a connection and then say nothing.
+CONNECT_TIMEOUT_S = 2.0
 
 
 class Wakeup:
@@ -59,10 +65,11 @@ class Wakeup:
 
     def _connect(self) -> None:
         wrapper = connections[self._database].copy()
+        # Another thread opens it.
+        wrapper.inc_thread_sharing()
         try:
-            with wrapper.cursor() as cursor:
-                cursor.execute(f"LISTEN {CHANNEL}")
-        except Error as error:
+            within(CONNECT_TIMEOUT_S, partial(_listen, wrapper))
+        except (Error, TimeoutError) as error:
             self._lost(error)
         else:
             self._wrapper = wrapper
@@ -71,3 +78,8 @@ class Wakeup:
         logger.warning("not listening to database %r, polling only: %s", self._database, error)
         self.close()
         self._try_again_at = time.monotonic() + RECONNECT_INTERVAL_S
+
+
+def _listen(wrapper: BaseDatabaseWrapper) -> None:
+    with wrapper.cursor() as cursor:
+        cursor.execute(f"LISTEN {CHANNEL}")

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import repeat
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol
 
 from dramatiq import Broker, Message, Middleware
 
 from outbox.errors import BrokerUnavailable
 from relay.copies import Overdue
 from relay.messages import Outgoing
-
-T = TypeVar("T")
 
 # How long a probe waits for the broker.
 PROBE_TIMEOUT_S = 5.0
@@ -135,34 +132,6 @@ def has_enqueue_hooks(broker: Broker) -> bool:
 def _overrides(middleware: Middleware, hook: str) -> bool:
     method = getattr(middleware, hook)
     return getattr(method, "__func__", method) is not getattr(Middleware, hook)
-
-
-def within(timeout_s: float, call: Callable[[], T]) -> T:
-    """Return what `call` returns, or give up on it.
-
-    For calls that offer no way to bound them, such as looking up a host's name. The thread of one given up
-    goes on in the background, so `call` must not matter once nobody waits for it.
-
-    Raises:
-        BrokerUnavailable: if it takes longer than `timeout_s`.
-    """
-    outcome: list[T] = []
-    failure: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            outcome.append(call())
-        except BaseException as error:  # raised again below
-            failure.append(error)
-
-    thread = threading.Thread(target=run, name="outbox-relay-connect", daemon=True)
-    thread.start()
-    thread.join(timeout_s)
-    if failure:
-        raise failure[0]
-    if not outcome:
-        raise BrokerUnavailable(f"the broker did not answer within {timeout_s:g} s")
-    return outcome[0]
 
 
 def describe(error: BaseException) -> str:

@@ -16,6 +16,7 @@ from pika.exceptions import AMQPChannelError, AMQPError
 
 from outbox.errors import BrokerUnavailable
 from relay.copies import Overdue
+from relay.deadlines import within
 from relay.messages import Outgoing
 from relay.publishers.amqp import Letter, Link
 from relay.publishers.base import (
@@ -27,7 +28,6 @@ from relay.publishers.base import (
     describe,
     pack,
     unpack,
-    within,
 )
 
 # RabbitMQ closes the channel with this code over a message that is too large.
@@ -148,7 +148,10 @@ class RabbitmqPublisher:
         if not pending:
             return heap
         # The broker knows how its queues are made, but not how to stop waiting.
-        errors = within(deadline - time.monotonic(), lambda: _declare(broker, pending))
+        try:
+            errors = within(deadline - time.monotonic(), lambda: _declare(broker, pending))
+        except TimeoutError as late:
+            raise BrokerUnavailable(describe(late)) from late
         refused = [parcel for parcel in heap if parcel.outgoing.queue_name in errors]
         refusals += [Refusal(p.outgoing, errors[p.outgoing.queue_name]) for p in refused]
         return [parcel for parcel in heap if parcel.outgoing.queue_name not in errors]

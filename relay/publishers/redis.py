@@ -18,6 +18,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from outbox.errors import BrokerUnavailable
 from relay.copies import Overdue, copy_id, copy_ids
+from relay.deadlines import within
 from relay.messages import Outgoing
 from relay.publishers.base import (
     DEEP_QUEUE,
@@ -27,7 +28,6 @@ from relay.publishers.base import (
     describe,
     pack,
     unpack,
-    within,
 )
 from relay.publishers.redis_connection import Command, Connection, own_connection, reply
 
