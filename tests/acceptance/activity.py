@@ -24,6 +24,11 @@ def quiet_s() -> float:
     return ask(f"{since} {_OF_RELAYS} AND query !~ 'LISTEN'")
 
 
+def connections_of_relays() -> float:
+    """Return how many connections relays have, and whoever started them."""
+    return ask(f"SELECT count(*) {_OF_RELAYS}")
+
+
 def listening() -> float:
     """Return how many relays listen."""
     return ask(f"SELECT count(*) {_OF_RELAYS} AND query ~ 'LISTEN'")

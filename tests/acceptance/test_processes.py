@@ -11,7 +11,7 @@ from django.db import transaction
 
 import outbox
 from outbox.models import RelayHeartbeat
-from tests.acceptance.activity import APPLICATION, ask
+from tests.acceptance.activity import connections_of_relays
 from tests.acceptance.gate import NOTICE_DEATH, shut_gate
 from tests.acceptance.stage import attempts, relay, run, states, wait_for_states, waiting_in_broker
 from tests.helpers import publish, statuses
@@ -50,7 +50,7 @@ def publish_some(count: int) -> list[int]:
 def test_all_processes_dispatch_and_only_they_are_connected(redis_env: dict[str, str]) -> None:
     with relays(redis_env, 3, "--batch-size", "4", "--no-listen") as process:
         assert process.pid not in wait_for_relays(3)
-        assert ask(f"SELECT count(*) FROM pg_stat_activity WHERE application_name = '{APPLICATION}'") == 3
+        assert connections_of_relays() == 3
         with shut_gate() as gate:
             deliveries = publish_some(12)
             gate.wait_for(3)

@@ -15,7 +15,7 @@ from outbox.errors import NotInTransaction, UnknownDatabase
 from outbox.models import Delivery, Event, HandlerStats, RelayHeartbeat
 from outbox.signals import BACKGROUND_HANDLER
 from relay.housekeeping import Housekeeping
-from relay.supervisor import run_relays
+from relay.process import run_relays
 from tests.conftest import database_url
 from tests.helpers import flush, worker
 from tests.listening import background, clear_broker, ordinary

@@ -160,8 +160,8 @@ class Deliveries(RuleBasedStateMachine):
         if behaviour == "succeed":
             if expected.is_open or expected.status == "failed":
                 expected.status = "succeeded"
-        elif expected.is_open:
-            expected.status = "failed" if retries > 1 else "dispatched"
+        elif expected.is_open and retries > 1:
+            expected.status = "failed"
 
     # -- the operators
 
