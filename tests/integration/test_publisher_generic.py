@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ from dramatiq.middleware import MiddlewareError
 
 from outbox.errors import BrokerUnavailable
 from relay.publishers import publisher_for
-from relay.publishers.base import describe, has_enqueue_hooks, within
+from relay.publishers.base import describe, has_enqueue_hooks
 from relay.publishers.generic import GenericPublisher
 from tests.outgoing import make_actor, make_batch, make_outgoing, malformed
 
@@ -131,22 +130,6 @@ def test_middleware_can_refuse_a_message() -> None:
     broker = StubBroker(middleware=[Picky()])
     (refusal,) = publisher_for(broker).publish(make_batch(make_actor(broker), 3), timeout_s=5)
     assert (refusal.outgoing.delivery_id, refusal.error) == (2, "MiddlewareError: not this one")
-
-
-# ---------------------------------------------------------------- deadlines
-
-
-def test_a_call_within_its_time_returns_or_raises_as_it_does() -> None:
-    assert within(5, lambda: 7) == 7
-    with pytest.raises(ZeroDivisionError):
-        within(5, lambda: 1 // 0)
-
-
-def test_a_call_that_takes_too_long_is_given_up() -> None:
-    started = time.monotonic()
-    with pytest.raises(BrokerUnavailable, match=r"0\.05 s"):
-        within(0.05, lambda: time.sleep(0.5))
-    assert time.monotonic() - started < 0.4
 
 
 def test_an_error_without_a_text_is_described_by_its_type() -> None:
