@@ -62,14 +62,16 @@ def release_lanes(database: str, lanes: set[tuple[str, str]]) -> set[tuple[str, 
 
 # A row that somebody has locked (the relay that is about to commit its dispatch, a transactional handler) is
 # passed over and tried again, so that it does not hold up all other confirmations. Success is true whatever
-# the row says meanwhile; the other outcomes only end what is still open, as `states_before` has it.
+# the row says meanwhile; the other outcomes only end what is still open, as `states_before` has it. The arrays
+# have rows looked up by their ids: of a small table the planner would rather read all of it.
 _CONFIRM = """
 WITH outcome AS (
     SELECT * FROM unnest(%s::bigint[], %s::text[], %s::text[], %s::interval[]) AS o(id, status, error, wait)
 ), locked AS (
     SELECT d.id FROM outbox_delivery d JOIN outcome o USING (id)
-    WHERE d.status = 'dispatched' OR (d.status = 'pending' AND o.status <> 'dispatched')
-       OR (d.status = 'failed' AND o.status = 'succeeded')
+    WHERE d.id = ANY(ARRAY(SELECT id FROM outcome))
+      AND (d.status = 'dispatched' OR (d.status = 'pending' AND o.status <> 'dispatched')
+           OR (d.status = 'failed' AND o.status = 'succeeded'))
     FOR NO KEY UPDATE OF d SKIP LOCKED
 )
 UPDATE outbox_delivery d SET
@@ -79,8 +81,8 @@ UPDATE outbox_delivery d SET
     available_at = CASE WHEN o.status = 'pending' THEN statement_timestamp() + o.wait ELSE d.available_at END,
     confirm_by = CASE WHEN o.status = 'dispatched' THEN statement_timestamp() + o.wait + %s END,
     finished_at = CASE WHEN o.status IN ('pending', 'dispatched') THEN NULL ELSE statement_timestamp() END
-FROM outcome o JOIN locked USING (id)
-WHERE d.id = o.id
+FROM outcome o
+WHERE d.id = o.id AND d.id = ANY(ARRAY(SELECT id FROM locked))
 RETURNING d.id
 """
 

@@ -247,6 +247,8 @@ class DeliveryQuerySet(models.QuerySet["Delivery"]):
             available_at=Now(),
             held="",
             attempts=0,
+            # Whoever asks for it now does not think it too late.
+            expires_at=None,
             # Marks the message as a copy that is looked up, since the one before may run after all.
             redeliveries=1,
             crashes=0,

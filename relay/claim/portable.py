@@ -110,7 +110,8 @@ class PortableClaim:
         return kept
 
     def _expired(self, rows: Sequence[Delivery]) -> set[int]:
-        perishable = [row.pk for row in rows if row.expires_at is not None]
+        # What was dispatched before it expired may go again.
+        perishable = [row.pk for row in rows if row.expires_at is not None and not row.attempts]
         if not perishable:
             return set()
         # Asked of the database, whose clock decides.

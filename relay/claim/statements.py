@@ -26,29 +26,39 @@ _DUE = "held = '' AND available_at <= statement_timestamp() {where}"
 _OF_BATCH = """held = 'batch' AND handler = %(handler)s
       AND available_at <= statement_timestamp() + %(wait)s"""
 
-# Only as many as fit into the batch's bytes; the locks of the rest go with the transaction.
+# Only as many as fit into the batch's bytes; the locks of the rest go with the transaction. OFFSET 0 has each
+# event looked up by its id: of a table of some ten thousand rows the planner would rather read all of it.
 _SIZED = """
 sized AS (
     SELECT l.id, l.available_at, e.topic, e.key, e.payload, e.headers, e.created_at, e.version,
            sum(coalesce(pg_column_size(e.payload), 0)) OVER (ORDER BY l.available_at, l.id)
                - coalesce(pg_column_size(e.payload), 0) AS bytes_before
-    FROM {source} l LEFT JOIN outbox_event e ON e.id = l.event_id
+    FROM {source} l LEFT JOIN LATERAL (
+        SELECT * FROM outbox_event WHERE id = l.event_id OFFSET 0
+    ) AS e ON true
+)"""
+
+# By an array of ids, for the same reason as above.
+_UPDATED = """
+updated AS (
+    UPDATE outbox_delivery SET
+        {mark},
+        attempts = least(attempts + 1, 32767),
+        dispatched_at = statement_timestamp()
+    WHERE id = ANY(ARRAY(SELECT id FROM sized WHERE bytes_before < %(max_bytes)s))
+    RETURNING id, event_id, handler, queue, attempts, redeliveries, expires_at, dispatched_at
 )"""
 
 # JSON is asked for as text, so that nobody decodes it on its way to the broker. A delivery whose event is
-# gone comes with an empty payload.
+# gone comes with an empty payload. What was dispatched before it expired may go again.
 _MARKED = """
 marked AS (
-    UPDATE outbox_delivery d SET
-        {mark},
-        attempts = least(d.attempts + 1, 32767),
-        dispatched_at = statement_timestamp()
-    FROM sized s
-    WHERE d.id = s.id AND s.bytes_before < %(max_bytes)s
-    RETURNING d.id, d.event_id, d.handler, d.queue, coalesce(s.key, ''), d.attempts, d.redeliveries,
-              coalesce(s.topic, ''), coalesce(s.payload::text, ''), coalesce(s.headers::text, ''),
-              coalesce(s.created_at::text, ''), coalesce(d.expires_at <= statement_timestamp(), false),
-              (extract(epoch FROM d.dispatched_at) * 1000000)::bigint, coalesce(s.version, 1), false AS held
+    SELECT d.id, d.event_id, d.handler, d.queue, coalesce(s.key, ''), d.attempts, d.redeliveries,
+           coalesce(s.topic, ''), coalesce(s.payload::text, ''), coalesce(s.headers::text, ''),
+           coalesce(s.created_at::text, ''),
+           d.attempts = 1 AND coalesce(d.expires_at <= statement_timestamp(), false),
+           (extract(epoch FROM d.dispatched_at) * 1000000)::bigint, coalesce(s.version, 1), false AS held
+    FROM updated d JOIN sized s ON s.id = d.id
 )"""
 
 # Where the next claim is to start: at the first row that did not fit, or else at the last one.
@@ -77,7 +87,8 @@ SELECT 0, NULL, '', '', '', 0, 0, '', json_build_object(
 
 
 def _claim(locked: str, *between: str, source: str, found: str = "SELECT * FROM marked") -> str:
-    parts = (_LOCKED.replace("{of}", locked), *between, _SIZED.replace("{source}", source), _MARKED, _LAST)
+    sized = _SIZED.replace("{source}", source)
+    parts = (_LOCKED.replace("{of}", locked), *between, sized, _UPDATED, _MARKED, _LAST)
     return f"WITH {', '.join(parts)} {found} UNION ALL {_SEEN}"
 
 

@@ -36,6 +36,29 @@ def test_an_event_that_has_not_expired_goes():
     assert (statuses(event), statuses(other)) == ({"flaky": "dispatched"},) * 2
 
 
+def expire(event: Event) -> None:
+    event.deliveries.update(expires_at=event.created_at)
+
+
+def test_what_was_dispatched_before_it_expired_may_go_again():
+    event = publish("flaky.mail", expires=timedelta(hours=1))
+    relay_all()
+    # As what a worker gives back, a pack retries or nobody confirmed.
+    event.deliveries.update(status="pending", confirm_by=None)
+    expire(event)
+    relay_all()
+    assert statuses(event) == {"flaky": "dispatched"}
+
+
+def test_what_an_operator_retries_goes_though_it_has_expired():
+    event = publish("flaky.mail", expires=timedelta(hours=1))
+    event.deliveries.update(status="failed")
+    expire(event)
+    assert Delivery.objects.retry() == 1
+    relay_all()
+    assert statuses(event) == {"flaky": "dispatched"}
+
+
 @pytest.mark.parametrize("expires", [timedelta(), timedelta(seconds=-1), datetime(2040, 1, 1)])
 def test_a_malformed_expiry_is_refused(expires):
     with transaction.atomic(), pytest.raises(InvalidTime, match="expires"):
