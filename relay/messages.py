@@ -50,7 +50,7 @@ class Claimed(NamedTuple):
     @property
     def message_version(self) -> int:
         """The version of a message that carries this row's payload as it is."""
-        return max(WRITTEN, self.version)
+        return self.version if self.version > WRITTEN else WRITTEN
 
 
 class Call(TypedDict, total=False):

@@ -62,7 +62,7 @@ def release_lanes(database: str, lanes: set[tuple[str, str]]) -> set[tuple[str, 
 
 # A row that somebody has locked (the relay that is about to commit its dispatch, a transactional handler) is
 # passed over and tried again, so that it does not hold up all other confirmations. Success is true whatever
-# the row says meanwhile; the other outcomes only end what is still open, as `states_before` has it. The arrays
+# the row says meanwhile; the other outcomes only end what is still open, as `states_before` has it. Arrays
 # have rows looked up by their ids: of a small table the planner would rather read all of it.
 _CONFIRM = """
 WITH outcome AS (

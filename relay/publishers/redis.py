@@ -232,5 +232,5 @@ def _enqueues_as_known(broker: RedisBroker) -> bool:
 def _by_queue(parcels: Iterable[Parcel]) -> dict[str, list[Parcel]]:
     queues: dict[str, list[Parcel]] = {}
     for parcel in parcels:
-        queues.setdefault(parcel.outgoing.queue_name, []).append(parcel)
+        queues.setdefault(parcel.outgoing.actor.queue_name, []).append(parcel)
     return queues

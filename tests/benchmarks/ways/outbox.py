@@ -15,8 +15,7 @@ from django.db.models import Q
 
 import outbox
 from outbox.models import Delivery, RelayHeartbeat
-from relay.loop import Relay, RelayOptions
-from relay.stopping import Stop
+from relay.process import run_relays
 from tests.benchmarks import ending, site
 from tests.benchmarks.ending import Fed
 from tests.benchmarks.protocol import Answer, Task, added, measured, serve
@@ -86,8 +85,7 @@ def latency(samples: int) -> Answer:
 
 def relay_all() -> None:
     """Dispatch all that is due."""
-    with Stop() as stop:
-        Relay(RelayOptions(database="default", drain=True), stop=stop).run()
+    run_relays(["default"], drain=True)
 
 
 def write(events: int, topic: str = "bench.single") -> None:
