@@ -24,8 +24,8 @@ soak: $(INSTALLED)  ## the fault tests for longer; writes the table of docs/refe
 	rm -f build/faults.jsonl && mkdir -p build
 	OUTBOX_SOAK_ROUNDS=$(ROUNDS) OUTBOX_SOAK_LATE_S=180 OUTBOX_FAULTS_MARGIN_S=3 \
 	  OUTBOX_FAULTS_RESULTS=$(CURDIR)/build/faults.jsonl \
-	  $(PY) -m pytest tests/faults $(ARGS)
-	$(PY) -m tests.faults.report build/faults.jsonl
+	  $(PY) -m pytest tests/faults $(ARGS); tested=$$?; \
+	  $(PY) -m tests.faults.report build/faults.jsonl && exit $$tested
 
 lint: $(INSTALLED)  ## style and the contracts between modules
 	$(PY) -m ruff check .
