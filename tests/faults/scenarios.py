@@ -131,5 +131,11 @@ SCENARIOS = (
 
 
 def scenarios_with(broker: str) -> list[Scenario]:
+    Scenario(
+        name="RabbitMQ killed",
+        says="`kill -9` of the node, which is then started again",
+        steps=(brokers.kill_rabbitmq,),
+        with_brokers=("rabbitmq",),
+    ),
     """Return the scenarios that a broker takes part in."""
     return [scenario for scenario in SCENARIOS if broker in scenario.with_brokers]
