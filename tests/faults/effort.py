@@ -12,8 +12,8 @@ ROUNDS = int(os.environ.get("OUTBOX_SOAK_ROUNDS", "1"))
 # Sets what is random; a run that failed is repeated with the seed that it printed.
 SEED = int(os.environ.get("OUTBOX_FAULTS_SEED") or random.SystemRandom().randrange(2**32))
 
-# For how long a late transaction stays open.
-LATE_S = float(os.environ.get("OUTBOX_SOAK_LATE_S", "1"))
+# For how long a late transaction stays open: longer than relays look back from where they have got to.
+LATE_S = float(os.environ.get("OUTBOX_SOAK_LATE_S", "3"))
 
 # Beyond what recovery waits for: the work itself, on a machine that is busy with other tests as well.
 MARGIN = timedelta(seconds=float(os.environ.get("OUTBOX_FAULTS_MARGIN_S", "10")))
