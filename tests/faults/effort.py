@@ -15,6 +15,11 @@ SEED = int(os.environ.get("OUTBOX_FAULTS_SEED") or random.SystemRandom().randran
 # For how long a late transaction stays open: longer than relays look back from where they have got to.
 LATE_S = float(os.environ.get("OUTBOX_SOAK_LATE_S", "3"))
 
+# A publisher sells in one lane a few times in a row, so that one waits for the other; then in the next lane,
+# so that no lane gets more than it gets done at one step for each POLL_INTERVAL.
+LANES = 16
+IN_A_ROW = 3
+
 # Beyond what recovery waits for: the work itself, on a machine that is busy with other tests as well.
 MARGIN = timedelta(seconds=float(os.environ.get("OUTBOX_FAULTS_MARGIN_S", "10")))
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import psycopg
 
+from tests.faults.app import HANDLERS
 from tests.processes import wait_until
 
 # Longer than any recovery that a scenario allows: what is not there by then is lost.
@@ -18,16 +19,23 @@ APPLICATION = "ledger"
 
 _COUNT = """
 WITH due AS (
-    SELECT sale.id AS sale, handler FROM faults_sale sale, unnest(ARRAY['file', 'book']) AS handler
+    SELECT sale.id AS sale, handler FROM faults_sale sale, unnest(%(handlers)s::text[]) AS handler
     WHERE run = %(run)s
 ), ran AS (
-    SELECT sale, handler, count(*) - 1 AS again FROM faults_effect WHERE run = %(run)s GROUP BY sale, handler
+    SELECT sale, handler, count(*) - 1 AS again, min(began_at) AS began_at, min(done_at) AS done_at
+    FROM faults_effect WHERE run = %(run)s GROUP BY sale, handler
+), followed AS (
+    SELECT began_at, max(coalesce(done_at, 'infinity')) OVER (
+        PARTITION BY lane ORDER BY number ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
+    ) AS done_before
+    FROM faults_sale LEFT JOIN ran ON sale = faults_sale.id AND handler = 'follow' WHERE run = %(run)s
 )
-SELECT count(due.sale) / 2,
-       count(*) FILTER (WHERE ran.sale IS NULL),
-       coalesce(sum(again) FILTER (WHERE handler = 'file'), 0)::int,
+SELECT count(DISTINCT due.sale),
+       count(*) FILTER (WHERE due.sale IS NOT NULL AND done_at IS NULL),
+       coalesce(sum(again) FILTER (WHERE handler <> 'book'), 0)::int,
        coalesce(sum(again) FILTER (WHERE handler = 'book'), 0)::int,
-       count(*) FILTER (WHERE due.sale IS NULL)
+       count(*) FILTER (WHERE due.sale IS NULL),
+       (SELECT count(*) FROM followed WHERE began_at < done_before)
 FROM due FULL JOIN ran USING (sale, handler)
 """
 
@@ -52,9 +60,10 @@ class Count:
     Args:
         committed: business rows.
         lost: effects that a committed row should have had, and has not.
-        duplicated: effects of the plain handler beyond the first of a row.
+        duplicated: effects of the plain and the ordered handler beyond the first of a row.
         effects_twice: the same of the transactional handler.
         unasked: effects of rows that were rolled back.
+        out_of_order: rows with which the ordered handler began before an earlier one of their lane was done.
     """
 
     committed: int
@@ -62,6 +71,7 @@ class Count:
     duplicated: int
     effects_twice: int
     unasked: int
+    out_of_order: int
 
 
 class Ledger:
@@ -89,7 +99,7 @@ class Ledger:
 
     def count(self, run: str) -> Count:
         """Compare what was committed for a run with what became of it."""
-        return Count(*self.ask(_COUNT, {"run": run}))
+        return Count(*self.ask(_COUNT, {"run": run, "handlers": list(HANDLERS)}))
 
     def effects(self, run: str) -> int:
         """Return how many effects a run has had."""

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import django
 
+from tests.faults import effort
+
 PACE_S = 0.025
 ROLL_BACK_EVERY = 5
 
@@ -51,7 +53,7 @@ class Publisher:
             if self._late is None and self._late_file.exists():
                 self._late = threading.Thread(target=self._sell_late, args=(run,), daemon=True)
                 self._late.start()
-            refused += not sold(run, roll_back=number % ROLL_BACK_EVERY == 0)
+            refused += not sold(run, number, roll_back=number % ROLL_BACK_EVERY == 0)
             self._pause.wait(PACE_S)
         if self._late is not None:
             self._late.join()
@@ -62,7 +64,7 @@ class Publisher:
         from django.db import connection, transaction
 
         with transaction.atomic():
-            sell(run)
+            sell(run, "late", 0)
             tell(f"late {run} open")
             while self._late_file.exists():
                 self._pause.wait(PACE_S)
@@ -70,13 +72,13 @@ class Publisher:
         tell(f"late {run} committed")
 
 
-def sold(run: str, *, roll_back: bool) -> bool:
+def sold(run: str, number: int, *, roll_back: bool) -> bool:
     """Try a transaction; return whether the database let it pass."""
     from django.db import InterfaceError, OperationalError, connection, transaction
 
     try:
         with transaction.atomic():
-            sell(run)
+            sell(run, lane_of(number), number)
             if roll_back:
                 raise RolledBack
     except RolledBack:
@@ -89,13 +91,18 @@ def sold(run: str, *, roll_back: bool) -> bool:
     return True
 
 
-def sell(run: str) -> None:
-    """Write a sale, and publish it."""
+def lane_of(number: int) -> str:
+    """Return the lane of a sale: a few in a row share one, and then it is another's turn."""
+    return str(number // effort.IN_A_ROW % effort.LANES)
+
+
+def sell(run: str, lane: str, number: int) -> None:
+    """Write a sale, and publish it; only one thread sells in a lane, in the order of the numbers."""
     from outbox import publish
     from tests.faults.app.models import Sale
 
-    sale = Sale.objects.create(id=uuid.uuid4(), run=run)
-    publish("faults.sold", {"sale": str(sale.pk), "run": run})
+    sale = Sale.objects.create(id=uuid.uuid4(), run=run, lane=lane, number=number)
+    publish("faults.sold", {"sale": str(sale.pk), "run": run}, key=f"{run}-{lane}")
 
 
 def tell(line: str) -> None:

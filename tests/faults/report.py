@@ -7,7 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Self
 
@@ -16,6 +16,7 @@ from tests.faults.scenarios import SCENARIOS, Scenario
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "faults.md"
 TABLE = re.compile(r"(?<=<!-- results -->\n).*?(?=<!-- end of results -->)", re.DOTALL)
+SHOWN = ("committed", "lost", "duplicated", "effects_twice", "out_of_order")
 BROKERS = {"redis": "Redis", "rabbitmq": "RabbitMQ"}
 
 
@@ -30,6 +31,7 @@ class Result:
     duplicated: int
     effects_twice: int
     unasked: int
+    out_of_order: int
     recovery_s: float
     within_s: float
 
@@ -42,10 +44,7 @@ class Result:
     @classmethod
     def sum(cls, rounds: Sequence[Self]) -> Self:
         """Add up what was counted in all rounds, and keep the longest time."""
-        counts = {
-            name: sum(getattr(one, name) for one in rounds)
-            for name in ("committed", "lost", "duplicated", "effects_twice", "unasked")
-        }
+        counts = {one.name: sum(getattr(each, one.name) for each in rounds) for one in fields(Count)}
         return replace(rounds[0], **counts, recovery_s=max(one.recovery_s for one in rounds))
 
     def write(self) -> None:
@@ -58,12 +57,10 @@ class Result:
 def table(results: list[Result]) -> str:
     """Return the results as a table, in the order of the scenarios."""
     order = [scenario.name for scenario in SCENARIOS]
-    lines = [
-        "| scenario | broker | committed | lost | duplicated | effects_twice | recovery | allowed |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
+    columns = ["scenario", "broker", *SHOWN, "recovery", "allowed"]
+    lines = [f"| {' | '.join(columns)} |", f"| --- | --- |{' ---: |' * (len(columns) - 2)}"]
     for one in sorted(results, key=lambda one: (order.index(one.scenario), list(BROKERS).index(one.broker))):
-        counts = f"{one.committed} | {one.lost} | {one.duplicated} | {one.effects_twice}"
+        counts = " | ".join(str(getattr(one, name)) for name in SHOWN)
         seconds = f"{one.recovery_s:.1f} s | {one.within_s:.2g} s"
         lines.append(f"| {one.scenario} | {BROKERS[one.broker]} | {counts} | {seconds} |")
     return "\n".join(lines) + "\n"

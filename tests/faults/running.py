@@ -16,7 +16,7 @@ from tests.faults.steps.run import Run, work
 
 
 def check(scenario: Scenario, stage: Stage) -> None:
-    """Run a scenario, and require that nothing is lost, nothing happens twice, and all is well soon."""
+    """Run a scenario, and require that nothing is lost, twice or out of order, and all is well soon."""
     random = Random(f"{effort.SEED} {scenario.name} {stage.name}")
     sys.stderr.write(f"OUTBOX_FAULTS_SEED={effort.SEED}\n")
     try:
@@ -24,6 +24,7 @@ def check(scenario: Scenario, stage: Stage) -> None:
         result = Result.sum([run_scenario(scenario, stage, random) for _ in range(rounds)])
         result.write()
         assert (result.lost, result.effects_twice, result.unasked) == (0, 0, 0), result
+        assert result.out_of_order == 0, result
         assert result.recovery_s <= result.within_s + effort.MARGIN.total_seconds(), result
     except BaseException:
         # The next scenario starts afresh.

@@ -15,6 +15,9 @@ SOON = effort.POLL_INTERVAL + effort.RECONNECT
 # What nobody confirms is looked at every quarter of CONFIRM_TIMEOUT.
 CONFIRMATION = effort.CONFIRM_TIMEOUT * 5 / 4
 
+# Without notifications a lane goes one step further with each look.
+UNHEARD = effort.POLL_INTERVAL * (effort.IN_A_ROW - 1)
+
 # What a worker may have died of runs alone: another suspect waits this long.
 SUSPECTS = timedelta(seconds=5)
 
@@ -46,7 +49,7 @@ SCENARIOS = (
     ),
     Scenario(
         name="worker killed",
-        says="`kill -9` of the worker with a plain and a `transactional` handler in the middle of their work",
+        says="`kill -9` of the worker with a handler of each kind in the middle of its work",
         steps=times(2, processes.kill_worker_at_work, processes.start_worker),
         within=CONFIRMATION + SUSPECTS,
     ),
@@ -64,6 +67,7 @@ SCENARIOS = (
         name="relay deaf",
         says="the relay's LISTEN connection half-open: gone at the server, and nobody told the relay",
         steps=(database.deaf_relay,),
+        within=SOON + UNHEARD,
     ),
     Scenario(
         name="idle connections",
@@ -127,15 +131,15 @@ SCENARIOS = (
         steps=(brokers.restart_rabbitmq,),
         with_brokers=("rabbitmq",),
     ),
-)
-
-
-def scenarios_with(broker: str) -> list[Scenario]:
     Scenario(
         name="RabbitMQ killed",
         says="`kill -9` of the node, which is then started again",
         steps=(brokers.kill_rabbitmq,),
         with_brokers=("rabbitmq",),
     ),
+)
+
+
+def scenarios_with(broker: str) -> list[Scenario]:
     """Return the scenarios that a broker takes part in."""
     return [scenario for scenario in SCENARIOS if broker in scenario.with_brokers]

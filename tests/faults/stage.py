@@ -14,6 +14,7 @@ from example.services import EmbeddedPostgres, EmbeddedRedis
 from tests.acceptance.switch import Switch
 from tests.conftest import ROOT
 from tests.faults import effort
+from tests.faults.app import HANDLERS
 from tests.faults.ledger import Ledger
 from tests.faults.servers import RabbitmqNode
 from tests.processes import Process, wait_until
@@ -158,14 +159,18 @@ class Stage:
         self._worker = None
 
     def hold_handlers(self) -> None:
-        """Let both handlers stay in the middle of their work, and wait until they do."""
+        """Let all handlers stay in the middle of their work, and wait until they do."""
+        held = [self._folder / f"held-{name}" for name in HANDLERS]
+        for file in held:
+            # Of a handler that went to work as the others were let go.
+            file.unlink(missing_ok=True)
         self._write("hold", "")
-        held = [self._folder / f"held-{name}" for name in ("file", "book")]
-        wait_until(lambda: all(file.exists() for file in held), what="both handlers to be at work")
+        # The first one of a lane may have to wait until it is known that the worker before has died.
+        wait_until(lambda: all(file.exists() for file in held), 60, "all handlers to be at work")
 
     def let_go(self) -> None:
         """Let handlers work on."""
-        for name in ("hold", "held-file", "held-book", "late"):
+        for name in ("hold", *(f"held-{name}" for name in HANDLERS), "late"):
             (self._folder / name).unlink(missing_ok=True)
 
     def _start_publisher(self) -> None:

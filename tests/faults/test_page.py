@@ -26,10 +26,10 @@ def test_the_table_of_the_reference_has_every_scenario_with_each_of_its_brokers(
 
 def test_results_are_put_in_the_order_of_the_scenarios() -> None:
     def result(scenario: str, broker: str) -> Result:
-        return Result(scenario, broker, 10, 0, 1, 0, 0, recovery_s=0.25, within_s=1)
+        return Result(scenario, broker, 10, 0, 1, 0, 0, 0, recovery_s=0.25, within_s=1)
 
     rows = table([result("late commit", "redis"), result("relay killed", "rabbitmq")]).splitlines()
     assert rows[2:] == [
-        "| relay killed | RabbitMQ | 10 | 0 | 1 | 0 | 0.2 s | 1 s |",
-        "| late commit | Redis | 10 | 0 | 1 | 0 | 0.2 s | 1 s |",
+        "| relay killed | RabbitMQ | 10 | 0 | 1 | 0 | 0 | 0.2 s | 1 s |",
+        "| late commit | Redis | 10 | 0 | 1 | 0 | 0 | 0.2 s | 1 s |",
     ]

@@ -1,4 +1,4 @@
-"""Nothing is lost and no effect happens twice, whatever breaks: with Redis."""
+"""Nothing is lost, no effect happens twice and lanes keep their order, whatever breaks: with Redis."""
 
 from __future__ import annotations
 

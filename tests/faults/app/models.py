@@ -6,6 +6,7 @@ import uuid
 from typing import ClassVar
 
 from django.db import models
+from django.db.models.functions import Now
 
 
 class Sale(models.Model):
@@ -13,6 +14,8 @@ class Sale(models.Model):
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4)
     run = models.CharField(max_length=40, db_index=True)
+    lane = models.CharField(max_length=10)
+    number = models.IntegerField()  # in its lane, in the order of publication
 
     objects: ClassVar[models.Manager[Sale]] = models.Manager()
 
@@ -21,11 +24,13 @@ class Sale(models.Model):
 
 
 class Effect(models.Model):
-    """What a handler did about a sale, once for each time that it did it."""
+    """What a handler did about a sale, once for each time that it did it, by the database's clock."""
 
     handler = models.CharField(max_length=20)
     sale = models.UUIDField()  # no foreign key: an effect of a sale that was rolled back must show
     run = models.CharField(max_length=40, db_index=True)
+    began_at = models.DateTimeField(db_default=Now())
+    done_at = models.DateTimeField(null=True)
 
     objects: ClassVar[models.Manager[Effect]] = models.Manager()
 

@@ -21,7 +21,7 @@ def start_relay(run: Run) -> None:
 
 
 def kill_worker_at_work(run: Run) -> None:
-    """Kill the worker while both handlers are in the middle of their work."""
+    """Kill the worker while all handlers are in the middle of their work."""
     run.stage.hold_handlers()
     run.stage.kill_worker()
     run.stage.let_go()
