@@ -1,16 +1,27 @@
 # The front door. Needs Python 3.11 or newer, and nothing else: servers come from wheels.
-PYTHON ?= python3
 VENV ?= .venv
-# A release series of Django to test with, as in `make test DJANGO=5.2`; the newest that fits unless named.
-DJANGO ?=
+INSTALLED := $(VENV)/.installed
+
+# An environment stays as it was made until something else is named: `make lint` after `make test DJANGO=5.2`
+# builds nothing, `make test DJANGO=6.1` does.
+MADE_WITH := $(shell cat $(INSTALLED) 2>/dev/null)
+made_with = $(patsubst $(1)=%,%,$(filter $(1)=%,$(MADE_WITH)))
+PYTHON ?= $(or $(call made_with,PYTHON),python3)
+# A release series of Django to test with, as in `make test DJANGO=5.2`; at first, and with DJANGO=, the newest
+# that fits.
+DJANGO ?= $(call made_with,DJANGO)
+NAMED := $(foreach name,PYTHON DJANGO,$(if $(filter command environment,$(origin $(name))),$(name)=$($(name))))
+OTHER := $(filter-out $(MADE_WITH),$(NAMED))
+# What an installation that failed has left is of no use either.
+CLEAR := $(if $(OTHER)$(if $(wildcard $(INSTALLED)),,nothing),--clear)
+
 ARGS ?=
 # How often `make soak` repeats each fault.
 ROUNDS ?= 10
 
 PY := $(VENV)/bin/python
-INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test soak lint format types docs bench record clean
+.PHONY: demo test soak lint format types docs bench record clean other
 .DEFAULT_GOAL := test
 
 demo: $(INSTALLED)  ## the shop, its workers and the relay; ARGS=--exit ends by itself
@@ -48,14 +59,16 @@ bench: $(INSTALLED)  ## beside floors and peers; ARGS=--help tells the options
 record: $(INSTALLED)  ## after a release, what the next one is tested with
 	$(PY) -m tests.upgrades.record
 
+other:
+
 clean:
 	rm -rf $(VENV) .bench build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(INSTALLED): pyproject.toml
+$(INSTALLED): pyproject.toml $(if $(OTHER),other)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "$(PYTHON) is missing or older than Python 3.11; name another: make PYTHON=python3.13"; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(CLEAR) $(VENV)
 	$(PY) -m pip install --quiet --upgrade 'pip>=25.1'  # the first to know dependency groups
 	$(PY) -m pip install --quiet --editable '.[redis,rabbitmq]' --group dev $(if $(DJANGO),'Django==$(DJANGO).*')
-	@touch $@
+	@echo "PYTHON=$(PYTHON) DJANGO=$(DJANGO)" >$@

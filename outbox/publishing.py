@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from datetime import datetime, timedelta
+from itertools import groupby
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -183,17 +184,19 @@ def _record(
 
 
 def _write(events: Sequence[NewEvent], alias: str) -> list[UUID]:
-    if all(event.dedup_key is None for event in events):
-        record_events(events, alias)
-        return [event.id for event in events]
-    ids = []
-    for event in events:
-        if event.dedup_key is None:
-            record_events([event], alias)
-            ids.append(event.id)
+    ids = list[UUID]()
+    for once, some in groupby(events, key=_has_dedup_key):
+        if once:
+            ids += [Event.objects.using(alias).record_once(event) for event in some]
         else:
-            ids.append(Event.objects.using(alias).record_once(event))
+            run = list(some)
+            record_events(run, alias)
+            ids += [event.id for event in run]
     return ids
+
+
+def _has_dedup_key(event: NewEvent) -> bool:
+    return event.dedup_key is not None
 
 
 def _event(pk: UUID, new: NewEvent, alias: str) -> Event:

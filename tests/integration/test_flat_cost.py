@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -11,11 +12,15 @@ from django.db import connection
 
 import outbox
 from outbox.confirmations import confirm
+from outbox.crashes import _suspects
+from outbox.middleware import OutboxMiddleware
 from outbox.models import Delivery, Event
 from outbox.outcomes import Outcome
 from outbox.registry import Batching
+from outbox.runs import Run
 from outbox.uuid7 import uuid7_floor
 from relay.claim import Claim
+from relay.copies import Held, Overdue
 from relay.housekeeping import Housekeeping
 from relay.redelivery import Redelivery
 from tests.plans import TABLES, explained, nodes, pages
@@ -44,8 +49,8 @@ ROWS = [
 ]
 
 _EVENTS = """
-INSERT INTO outbox_event (id, topic, key, payload, headers)
-SELECT (lpad(to_hex(n), 12, '0') || '70008' || repeat('0', 15))::uuid, 'flat.x', '', '{}', '{}'
+INSERT INTO outbox_event (id, topic, key, dedup_key, payload, headers)
+SELECT (lpad(to_hex(n), 12, '0') || '70008' || repeat('0', 15))::uuid, 'flaky.x', '', 'once-' || n, '{}', '{}'
 FROM generate_series(0, %s - 1) AS n
 """
 
@@ -91,6 +96,16 @@ def fill(cursor: Any) -> None:
         first += count
 
 
+def publish_many() -> int:
+    data = [outbox.EventData("flaky.x", {"n": n}, key=f"k{n}") for n in range(DUE)]
+    return len(outbox.publish_many(data))
+
+
+def publish_once() -> int:
+    keys = ["new", "new", "once-7"]
+    return len({outbox.publish("flaky.x", dedup_key=key).pk for key in keys})
+
+
 def claiming(**options: Any) -> Claim:
     return Claim(database="default", limit=DUE, **options)
 
@@ -111,6 +126,25 @@ def release_lanes(_pks: list[int]) -> int:
     return int(Delivery.objects.release_lanes(lanes, skipping=[]))
 
 
+def hold_overdue() -> int:
+    def ask(overdue: Sequence[Overdue], *, timeout_s: float) -> Held:
+        ids = [row.delivery_id for row in overdue]
+        return Held(there=set(ids[::2]), unknown=set(ids[1::2]))
+
+    Redelivery(database="default", ask=ask).run()
+    return int(Delivery.objects.overdue().count())
+
+
+def look_up(pks: list[int]) -> None:
+    run = Run("default", "flat", "a message", deliveries=pks, events=[])
+    OutboxMiddleware()._look_up(run, ExitStack())
+
+
+def find_suspects(pks: list[int]) -> int:
+    Delivery.objects.filter(pk__in=pks).update(crashes=1)
+    return len(_suspects("default"))
+
+
 def prune(_pks: list[int]) -> int:
     before = uuid7_floor(datetime.now(tz=UTC))
     chunk = {"after": None, "before": before, "failed_retention": timedelta(1), "limit": DUE}
@@ -126,6 +160,8 @@ class Path(NamedTuple):
 
 
 PATHS = {
+    "publish many": Path(lambda _: publish_many(), DUE, set()),
+    "publish once": Path(lambda _: publish_once(), 2, {"outbox_event_dedup"}),
     "claim": Path(lambda _: len(claiming().take().rows), DUE, {"outbox_delivery_due"}),
     "claim beside lanes": Path(
         lambda _: len(claiming().take(leave_lanes=True).rows), DUE, {"outbox_delivery_due"}
@@ -146,6 +182,11 @@ PATHS = {
     "redeliver": Path(
         lambda _: Redelivery(database="default", ask=None).run(), None, {"outbox_delivery_unconfirmed"}
     ),
+    "hold what is overdue": Path(
+        lambda _: hold_overdue(), 0, {"outbox_delivery_unconfirmed", "outbox_delivery_pkey"}
+    ),
+    "look up copies": Path(look_up, None, {"outbox_delivery_pkey"}),
+    "find suspects": Path(find_suspects, DUE, {"outbox_delivery_crashed"}),
     "look after what is held": Path(
         lambda _: Housekeeping(database="default").release_held(), None, {"outbox_delivery_held"}
     ),
@@ -170,6 +211,7 @@ def test_what_is_retained_costs_nothing(history: None, name: str, monkeypatch: p
 def test_publishing_looks_nothing_up(history: None) -> None:
     with explained() as plans:
         outbox.publish("flaky.x", {"n": 1})
+        publish_many()
     assert plans
     read = [node for plan in plans for node in nodes(plan) if "Relation Name" in node]
     assert {node["Node Type"] for node in read} == {"ModifyTable"}, read

@@ -2,10 +2,12 @@
 
 import threading
 from collections import defaultdict
+from contextlib import ExitStack, contextmanager
+from datetime import timedelta
 
 import dramatiq
 import pytest
-from django.db import connections, transaction
+from django.db import connection, connections, transaction
 
 import outbox
 from outbox.errors import RegistrationError
@@ -42,22 +44,49 @@ def lanes():
     dramatiq.get_broker().flush_all()
 
 
-@pytest.fixture
-def relay():
-    """Run a relay in a thread, until the test is over."""
-    with Stop() as stop:
-        options = RelayOptions(database="default")
+@contextmanager
+def relays(count=1, **options):
+    """Run relays in threads; yield the sizes of the batches of each."""
+    sizes = [[] for _ in range(count)]
 
-        def run():
-            Relay(options, stop=stop).run()
-            connections.close_all()
+    def run(stop, progress):
+        Relay(RelayOptions(database="default", progress=progress, **options), stop=stop).run()
+        connections.close_all()
 
-        thread = threading.Thread(target=run)
-        thread.start()
-        yield
-        stop.request()
-        thread.join(20)
-        assert not thread.is_alive()
+    with ExitStack() as stack:
+        stops = [stack.enter_context(Stop()) for _ in range(count)]
+        threads = [
+            threading.Thread(target=run, args=(stop, mine.append))
+            for stop, mine in zip(stops, sizes, strict=True)
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            yield sizes
+        finally:
+            for stop in stops:
+                stop.request()
+            for thread in threads:
+                thread.join(20)
+        assert not any(thread.is_alive() for thread in threads)
+
+
+def publish_to_lanes(count, lanes, topic="lane.x"):
+    """Publish events that go round the lanes, in one transaction."""
+    with transaction.atomic():
+        return outbox.publish_many(
+            {"topic": topic, "payload": n, "key": f"k{n % lanes}"} for n in range(count)
+        )
+
+
+def is_listening() -> bool:
+    """Return whether a relay listens."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT FROM pg_stat_activity WHERE datname = current_database() AND state = 'idle'"
+            " AND query = 'LISTEN outbox_wakeup'"
+        )
+        return cursor.fetchone() is not None
 
 
 def states() -> list[tuple[str, str]]:
@@ -73,15 +102,45 @@ def test_only_the_first_of_a_lane_is_dispatched(lanes):
 
 
 @pytest.mark.postgres
-def test_a_lane_runs_in_order_while_others_run_beside_it(lanes, relay):
-    with worker():
-        with transaction.atomic():
-            events = outbox.publish_many(
-                [{"topic": "lane.x", "payload": n, "key": f"k{n % 3}"} for n in range(30)]
-            )
-        for event in events:
+def test_a_lane_runs_in_order_while_others_run_beside_it(lanes):
+    with worker(), relays():
+        for event in publish_to_lanes(30, 3):
             assert finish(event) == {"lane": "succeeded"}
     assert lanes == {f"k{k}": list(range(k, 30, 3)) for k in range(3)}
+
+
+@pytest.mark.postgres
+def test_a_lane_need_not_wait_for_the_relay_to_poll(lanes, monkeypatch):
+    # After that of the publisher, only the notification of a confirmation is left to tell the relay.
+    monkeypatch.setattr("relay.loop.SHORTEST_WAIT_S", 30.0)
+    monkeypatch.setattr("outbox.wakeup.QUIET_S", 600.0)
+    monkeypatch.setattr("outbox.wakeup._last_notified", {})
+    with worker(), relays(poll_interval=timedelta(seconds=30)):
+        wait_until(is_listening)
+        *_, last = publish_to_lanes(20, 1)
+        # Polls would take 19 times 30 seconds.
+        assert finish(last, deadline_s=50) == {"lane": "succeeded"}
+    assert lanes == {"k0": list(range(20))}
+
+
+@pytest.mark.postgres
+def test_lanes_run_side_by_side_over_several_relays_and_each_keeps_its_order(lanes, request):
+    meeting = threading.Barrier(2)
+
+    @outbox.handler("meeting.*", name="meeting", queue_name=QUEUE, ordered=True, max_retries=0)
+    def meet(event):
+        if not lanes[event.key]:
+            # The first of a lane waits until that of another lane runs as well.
+            meeting.wait(20)
+        lanes[event.key].append(event.payload)
+
+    request.addfinalizer(lambda: registry.remove("meeting"))
+    with relays(2, batch_size=4) as sizes, worker():
+        events = publish_to_lanes(200, 40, "meeting.x")
+        assert all(finish(event, 60) == {"meeting": "succeeded"} for event in events)
+    assert lanes == {f"k{k}": list(range(k, 200, 40)) for k in range(40)}
+    assert all(sizes), sizes
+    assert sum(map(sum, sizes)) == 200
 
 
 def test_a_failed_delivery_blocks_its_lane_until_it_is_discarded(lanes):

@@ -4,7 +4,8 @@ import threading
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from django.db import connections, transaction
+from django.db import connection, connections, transaction
+from django.test.utils import CaptureQueriesContext
 
 import outbox
 from outbox.errors import InvalidKey, InvalidTime
@@ -109,6 +110,18 @@ def test_duplicates_among_many_are_published_once():
         )
     assert events[0] == events[2] != events[1]
     assert Event.objects.count() == 2
+
+
+@pytest.mark.postgres
+def test_only_an_event_with_a_dedup_key_takes_a_statement_of_its_own():
+    keys = [*[None] * 20, "a", "b", *[None] * 20]
+    with transaction.atomic(), CaptureQueriesContext(connection) as queries:
+        events = outbox.publish_many(
+            {"topic": "flaky.mail", "payload": n, "dedup_key": key} for n, key in enumerate(keys)
+        )
+    assert len(queries) == 4
+    by_insertion = Delivery.objects.order_by("pk").values_list("event_id", "event__payload")
+    assert list(by_insertion) == [(event.pk, n) for n, event in enumerate(events)]
 
 
 @pytest.mark.postgres
