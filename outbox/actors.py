@@ -18,7 +18,7 @@ from .errors import InvalidTopic, RegistrationError
 from .packs import work_off
 from .registry import ArgumentsOf, Handler, Kind, Manner, registry
 from .runs import Run, current_run, describe
-from .settling import reopen, settling
+from .settling import settling, unsettle
 from .topics import check_pattern, check_topic
 
 ACTOR_TOPIC = "actor"
@@ -61,8 +61,8 @@ class OutboxActor(dramatiq.Actor[..., Any]):
         if handler.arguments is None:
             return args, kwargs
         converted = handler.arguments(run)
-        if handler.transactional and run.discarded:
-            reopen(run)
+        if handler.transactional:
+            unsettle(run)
         if not run.undecided:
             raise SkipMessage("; ".join(sorted(set(run.discarded.values()))))
         return converted

@@ -30,9 +30,13 @@ def settling(run: Run) -> Generator[None]:
     run.settled = get_settings().confirm
 
 
-def reopen(run: Run) -> None:
-    """Take back the success of deliveries that turned out to need no run, within the same transaction."""
-    Delivery.objects.using(run.database).filter(pk__in=run.discarded).reopen()
+def unsettle(run: Run) -> None:
+    """Record as discarded the deliveries that turned out to need no run, within the same transaction.
+
+    What the worker reports later says the same; were it lost, nothing would be missing.
+    """
+    if run.discarded and get_settings().confirm:
+        Delivery.objects.using(run.database).unsettle(run.discarded)
 
 
 def _settle(run: Run) -> None:

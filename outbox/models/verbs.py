@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -120,9 +120,13 @@ class DeliveryQuerySet(models.QuerySet["Delivery"]):
         open_ones.update(status=DeliveryStatus.SUCCEEDED, finished_at=Now(), confirm_by=None)
         return mine
 
-    def reopen(self) -> int:
-        """Take back what `settle` did, within the same transaction."""
-        return self.update(status=DeliveryStatus.DISPATCHED, finished_at=None)
+    def unsettle(self, reasons: Mapping[int, str]) -> int:
+        """End as discarded what `settle` marked and that needs no run after all, in the same transaction."""
+        why = [When(pk=pk, then=Value(storable(reason))) for pk, reason in reasons.items()]
+        return self.filter(pk__in=reasons, status=DeliveryStatus.SUCCEEDED).update(
+            status=DeliveryStatus.DISCARDED,
+            error=Case(*why, default=F("error"), output_field=models.TextField()),
+        )
 
     def reschedule(self, delay: timedelta, error: str) -> int:
         """Send deliveries that were just claimed back to pending, due after `delay`, with the reason."""

@@ -5,15 +5,18 @@ import threading
 import dramatiq
 import pytest
 from django.db import connection, connections, transaction
+from django.db.models.signals import post_save
 
 import outbox
+from outbox.collectors import unsubscribe
+from outbox.confirmations import confirmations
 from outbox.errors import RegistrationError
 from outbox.models import Delivery, Event
 from outbox.registry import registry
 from tests.helpers import finish, flush, publish, relay_all, statuses, worker
 from tests.processes import wait_until
 from tests.testapp.handlers import QUEUE
-from tests.testapp.models import Effect
+from tests.testapp.models import Effect, Order
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -164,3 +167,52 @@ def test_an_async_transactional_handler_is_refused():
 
         @outbox.handler("money.*", transactional=True, name="async_money")
         async def async_money(event): ...
+
+
+@pytest.fixture
+def two_sends_of_which_one_is_gone():
+    """Return the events of two sends, the second of a row that is gone, and what is received."""
+    received = []
+
+    @outbox.receiver(
+        post_save, sender=Order, transactional=True, batch_size=2, queue_name=QUEUE, name="orders"
+    )
+    def orders(sends):
+        received.extend(send["instance"].pk for send in sends)
+
+    with transaction.atomic():
+        kept, gone = Order.objects.create(), Order.objects.create()
+    gone.delete()
+    dramatiq.get_broker().flush_all()
+    yield list(Event.objects.order_by("pk")), received, kept.pk
+    registry.remove("orders")
+    unsubscribe("orders")
+    dramatiq.get_broker().flush_all()
+
+
+def test_a_send_without_its_instance_ends_with_the_batch_though_its_report_is_lost(
+    two_sends_of_which_one_is_gone, monkeypatch
+):
+    (first, second), received, kept = two_sends_of_which_one_is_gone
+    relay_all()
+    # As if the worker were killed right after its commit.
+    monkeypatch.setattr(confirmations, "add", lambda *outcomes: None)
+    with worker():
+        wait_until(lambda: statuses(first) == {"orders": "succeeded"}, what="the batch to be committed")
+    assert received == [kept]
+    lost = second.deliveries.get()
+    assert (lost.status, lost.confirm_by) == ("discarded", None)
+    assert lost.finished_at is not None
+    assert "no longer exists" in lost.error
+
+
+def test_a_send_without_its_instance_stays_done_where_nothing_is_confirmed(
+    two_sends_of_which_one_is_gone, settings
+):
+    settings.OUTBOX = {"CONFIRM": False}
+    (_first, second), received, kept = two_sends_of_which_one_is_gone
+    relay_all()
+    with worker():
+        wait_until(lambda: received == [kept], what="the batch to run")
+        wait_until(lambda: dramatiq.get_broker().queues[QUEUE].unfinished_tasks == 0, what="its end")
+    assert statuses(second) == {"orders": "succeeded"}
