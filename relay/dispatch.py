@@ -21,7 +21,7 @@ from .copies import Held, Overdue
 from .marking import Outcome
 from .messages import Claimed, Kind, Outgoing
 from .packing import packs_of
-from .publishers import PartlySent, Publisher, publisher_for
+from .publishers import PartlySent, Publisher, Refusal, publisher_for
 
 UNKNOWN_HANDLER_DELAY = timedelta(seconds=30)
 UNREADABLE_DELAY = timedelta(seconds=30)
@@ -152,15 +152,15 @@ class Dispatcher:
         """
         deadline = time.monotonic() + timeout_s
         try:
-            refusals = self._publisher(broker).publish(outgoing, timeout_s=timeout_s)
+            unsent: Sequence[Outgoing] = ()
+            refusals: Sequence[Refusal] = self._publisher(broker).publish(outgoing, timeout_s=timeout_s)
         except PartlySent as partly:
-            outcome.sent += _rows_without(partly.unsent, outgoing)
-            _release(partly.unsent, partly, outcome, timedelta())
-            return
+            unsent, refusals = partly.unsent, partly.refusals
+            _release(unsent, partly, outcome, timedelta())
         except BrokerUnavailable as problem:
             _release(outgoing, problem, outcome, BROKER_AWAY_DELAY)
             raise
-        outcome.sent += _rows_without([refusal.outgoing for refusal in refusals], outgoing)
+        outcome.sent += _rows_without([*unsent, *(refusal.outgoing for refusal in refusals)], outgoing)
         again: list[Outgoing] = []
         for refused, error in refusals:
             if isinstance(refused, OutgoingPack) and len(refused.rows) > 1 and time.monotonic() < deadline:

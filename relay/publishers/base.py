@@ -30,15 +30,17 @@ class Refusal(NamedTuple):
 
 
 class PartlySent(BrokerUnavailable):
-    """Raised when the time for a batch ran out after some of its messages had gone.
+    """Raised when the time for a batch ran out after some of its messages had gone or been refused.
 
     Args:
-        unsent: those that have not, for certain.
+        unsent: those whose turn did not come.
+        refusals: those that cannot be sent, of the others.
     """
 
-    def __init__(self, message: str, unsent: Sequence[Outgoing]) -> None:
+    def __init__(self, message: str, unsent: Sequence[Outgoing], refusals: Sequence[Refusal] = ()) -> None:
         super().__init__(message)
         self.unsent = unsent
+        self.refusals = refusals
 
 
 class Publisher(Protocol):

@@ -49,12 +49,15 @@ class GenericPublisher:
     def publish(self, outgoing: Sequence[Outgoing], *, timeout_s: float) -> list[Refusal]:
         """Enqueue message after message, and return those that could not be."""
         deadline = time.monotonic() + timeout_s
-        refusals = []
-        for sent, item in enumerate(outgoing):
+        refusals: list[Refusal] = []
+        for tried, item in enumerate(outgoing):
             if time.monotonic() >= deadline:
+                sent = tried - len(refusals)
                 problem = f"the broker took {sent} of {len(outgoing)} messages in {timeout_s:g} s"
+                if not tried:
+                    raise BrokerUnavailable(problem)
                 # Sent again from the first one, a slow broker would get the same messages for ever.
-                raise PartlySent(problem, outgoing[sent:]) if sent else BrokerUnavailable(problem)
+                raise PartlySent(problem, outgoing[tried:], refusals)
             try:
                 self._broker.enqueue(item.message())
             except self._connection_errors as error:

@@ -53,6 +53,10 @@ def take_half(outgoing: Sequence[Outgoing]) -> list[Refusal]:
     raise PartlySent("no time", outgoing[1:])
 
 
+def refuse_one_and_take_one(outgoing: Sequence[Outgoing]) -> list[Refusal]:
+    raise PartlySent("no time", outgoing[2:], [Refusal(outgoing[0], "poison")])
+
+
 @pytest.fixture
 def broker() -> Iterator[StubBroker]:
     broker = StubBroker(middleware=[])
@@ -104,6 +108,13 @@ def test_packs_that_found_no_time_stay(broker: StubBroker) -> None:
     outcome = send(broker, Publisher(take_half), claimed(0, 1, 2, 3, 4, 5))
     assert ids(outcome.sent) == [0, 1, 2]
     assert ids([row for row, *_why in outcome.released]) == [3, 4, 5]
+
+
+def test_what_was_refused_before_the_time_ran_out_has_not_gone(broker: StubBroker) -> None:
+    outcome = send(broker, Publisher(refuse_one_and_take_one), claimed(1, 2, 3, handler="plain"))
+    assert ids(outcome.sent) == [2]
+    assert [(row.delivery_id, error) for row, error in outcome.refused] == [(1, "poison")]
+    assert ids([row for row, *_why in outcome.released]) == [3]
 
 
 def test_a_broker_that_is_away_takes_no_pack(broker: StubBroker) -> None:

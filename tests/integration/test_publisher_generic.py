@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from dramatiq.errors import ConnectionClosed, ConnectionFailed
 from dramatiq.middleware import MiddlewareError
 
 from outbox.errors import BrokerUnavailable
-from relay.publishers import publisher_for
+from relay.publishers import PartlySent, publisher_for
 from relay.publishers.base import describe, has_enqueue_hooks
 from relay.publishers.generic import GenericPublisher
 from tests.outgoing import make_actor, make_batch, make_outgoing, malformed
@@ -83,6 +84,19 @@ def test_a_slow_broker_is_not_given_more_than_its_time(broker: StubBroker) -> No
     actor = make_actor(broker)
     with pytest.raises(BrokerUnavailable, match="0 of 1"):
         publisher_for(broker).publish([make_outgoing(actor)], timeout_s=0)
+
+
+def test_what_was_refused_before_the_time_ran_out_is_told(
+    broker: StubBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = [malformed(actor := make_actor(broker)), *make_batch(actor, 2)]
+    # The start, a look before each message, and with the third one the time is over.
+    monkeypatch.setattr(time, "monotonic", iter([0, 1, 2, 99]).__next__)
+    with pytest.raises(PartlySent, match="took 1 of 3") as caught:
+        GenericPublisher(broker).publish(batch, timeout_s=10)
+    assert caught.value.unsent == batch[2:]
+    assert [refusal.outgoing for refusal in caught.value.refusals] == batch[:1]
+    assert len(enqueued(broker, actor.queue_name)) == 1
 
 
 # ---------------------------------------------------------------- hooks
