@@ -125,8 +125,7 @@ class OutboxMiddleware(Middleware):
             return
         if run is not None:
             reason = f"a worker does not know the handler {message.actor_name!r}; is it older than the relay?"
-            back = Outcome.not_begun if run.packed else Outcome.returned
-            confirmations.add(*back(run, reason, UNKNOWN_ACTOR_DELAY))
+            confirmations.add(*Outcome.not_begun(run, reason, UNKNOWN_ACTOR_DELAY))
 
     def before_worker_boot(self, broker: Broker, worker: Worker) -> None:
         """Look at what other workers died of, before anything runs."""
@@ -150,8 +149,7 @@ class OutboxMiddleware(Middleware):
         """
         reason = f"a worker cannot read the message: {run.unreadable}"
         if get_settings().confirm:
-            back = Outcome.not_begun if run.packed else Outcome.returned
-            confirmations.add(*back(run, reason, UNREADABLE_DELAY))
+            confirmations.add(*Outcome.not_begun(run, reason, UNREADABLE_DELAY))
         else:
             # Nothing would bring it back, so it goes where a broker keeps what has failed.
             logger.error("message %s is left to the dead letters: %s", message.message_id, reason)
@@ -201,7 +199,7 @@ class OutboxMiddleware(Middleware):
             confirmations.add(*Outcome.returned(run, "a worker died while it ran the batch; one by one"))
             raise SkipMessage("a batch that a worker died of, whose deliveries go one by one")
         if not crashes.claim_solitude():
-            confirmations.add(*Outcome.returned(run, "waits to run without other suspects", SUSPECT_DELAY))
+            confirmations.add(*Outcome.not_begun(run, "waits to run without other suspects", SUSPECT_DELAY))
             raise SkipMessage("another message that a worker may have died of runs now")
         stack.callback(crashes.end_solitude)
 

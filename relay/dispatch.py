@@ -219,11 +219,9 @@ def _release(
     outcome.released += [(row, reason, delay) for one in outgoing for row in rows_of(one)]
 
 
-def tell(outcome: Outcome, *, database: str, max_attempts: int) -> None:
+def tell(outcome: Outcome, *, database: str) -> None:
     """Say what did not go, once that is committed."""
-    final = [*outcome.failed, *(one for one in outcome.refused if one[0].attempts >= max_attempts)]
-    again = [one for one in outcome.refused if one[0].attempts < max_attempts]
-    for signal, rows in ((delivery_failed, final), (delivery_refused, again)):
+    for signal, rows in ((delivery_failed, outcome.failed), (delivery_refused, outcome.refused)):
         for claimed, error in rows:
             signal.send_robust(
                 Dispatcher,

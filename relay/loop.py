@@ -188,7 +188,7 @@ class Relay:
         self._housekeeping.note_dispatched(len(outcome.sent))
         if counts:
             batch_dispatched.send_robust(Relay, database=self.options.database, counts=counts)
-        tell(outcome, database=self.options.database, max_attempts=get_settings().max_dispatch_attempts)
+        tell(outcome, database=self.options.database)
         if self.options.progress is not None:
             self.options.progress(len(outcome.sent))
 

@@ -137,6 +137,7 @@ def test_one_suspect_runs_at_a_time(tmp_path: Path) -> None:
                 lambda: Delivery.objects.pending().first(), what="the other to be given back"
             )
             assert waiting.error == "waits to run without other suspects"
+            assert waiting.attempts == 0
             assert len(ran) == 1
             go_on.set()
             Delivery.objects.pending().update(available_at=waiting.dispatched_at)

@@ -281,6 +281,59 @@ def test_a_refused_message_is_tried_again_later():
     assert delivery.available_at > delivery.dispatched_at
 
 
+def refuse_again():
+    Delivery.objects.update(available_at=Now())
+    relay_all()
+    return Delivery.objects.get()
+
+
+def test_only_refusals_use_up_the_attempts_to_send(settings):
+    settings.OUTBOX = {"MAX_DISPATCH_ATTEMPTS": 3}
+    with transaction.atomic():
+        resize.send(1)
+    Event.objects.update(payload=["not", "a", "call"])
+    # As a handler in packs leaves it, whose every try is a dispatch.
+    Delivery.objects.update(attempts=12, error="Traceback: the last try")
+    first, second, third = refuse_again(), refuse_again(), refuse_again()
+    assert [one.status for one in (first, second, third)] == ["pending", "pending", "failed"]
+    assert first.error.startswith("could not be sent, attempt 1 of 3: ")
+    assert third.error.startswith("could not be sent, attempt 3 of 3: ")
+
+
+def test_a_refused_delivery_that_is_retried_has_all_attempts_again(settings):
+    settings.OUTBOX = {"MAX_DISPATCH_ATTEMPTS": 2}
+    with transaction.atomic():
+        resize.send(1)
+    Event.objects.update(payload=["not", "a", "call"])
+    refuse_again()
+    assert refuse_again().status == "failed"
+    Delivery.objects.retry()
+    assert [refuse_again().status, refuse_again().status] == ["pending", "failed"]
+
+
+def test_a_refusal_in_many_words_is_counted(settings, monkeypatch):
+    settings.OUTBOX = {"MAX_DISPATCH_ATTEMPTS": 2}
+    monkeypatch.setattr("relay.publishers.generic.describe", lambda error: "\0" * 50_000)
+    with transaction.atomic():
+        resize.send(1)
+    Event.objects.update(payload=["not", "a", "call"])
+    assert [refuse_again().status, refuse_again().status] == ["pending", "failed"]
+
+
+def test_a_message_that_no_worker_knows_uses_up_no_attempt():
+    event = publish("flaky.once")
+    relay_all()
+    actor = dramatiq.get_broker().actors.pop("flaky")
+    try:
+        with worker():
+            wait_until(lambda: statuses(event) == {"flaky": "pending"}, what="it to be given back")
+    finally:
+        dramatiq.get_broker().actors["flaky"] = actor
+    delivery = event.deliveries.get()
+    assert "does not know the handler 'flaky'" in delivery.error
+    assert delivery.attempts == 0
+
+
 def test_a_broker_that_breaks_mid_batch_leaves_every_row_pending(monkeypatch):
     event = publish("test.recorded")
 

@@ -202,6 +202,7 @@ def test_a_newer_message_is_given_back_with_the_reason_and_does_not_run() -> Non
     delivery = given_back(event)
     assert f"a worker cannot read the message: it is of version {NEXT}" in delivery.error
     assert delivery.available_at > event.created_at + timedelta(seconds=20)
+    assert delivery.attempts == 0
     assert not Effect.objects.exists()
 
 
