@@ -21,10 +21,18 @@ class Restarts:
     def __init__(
         self, *, backoff: Backoff | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self.in_a_row = 0
+        self._early_deaths = 0
         self._backoff = backoff or Backoff()
         self._clock = clock
         self._started_at = self._due_at = clock()
+
+    def in_a_row(self, *, running: bool) -> int:
+        """Return how many have died without having been well in between.
+
+        Args:
+            running: whether there is a process now, which is well by itself once it has lived long enough.
+        """
+        return 0 if running and self._lived_well() else self._early_deaths
 
     def due_in_s(self) -> float:
         """Return in how many seconds the next start is due; zero or less for now."""
@@ -36,11 +44,13 @@ class Restarts:
 
     def note_death(self) -> float:
         """Count a death and return the wait in seconds that follows it."""
-        now = self._clock()
-        if now - self._started_at >= WELL_AFTER_S:
+        if self._lived_well():
             self._backoff.reset()
-            self.in_a_row = 0
-        self.in_a_row += 1
+            self._early_deaths = 0
+        self._early_deaths += 1
         wait_s = self._backoff.next_s()
-        self._due_at = now + wait_s
+        self._due_at = self._clock() + wait_s
         return wait_s
+
+    def _lived_well(self) -> bool:
+        return self._clock() - self._started_at >= WELL_AFTER_S

@@ -132,7 +132,8 @@ class Supervisor:
             self._status = max(self._status, _status(code))
 
     def _give_up_if_hopeless(self, code: int) -> None:
-        if all(child.restarts.in_a_row >= DEATHS_TO_GIVE_UP for child in self._children):
+        deaths = [child.restarts.in_a_row(running=child.running) for child in self._children]
+        if min(deaths) >= DEATHS_TO_GIVE_UP:
             logger.error("each relay process has died %d times in a row; giving up", DEATHS_TO_GIVE_UP)
             # Even one that ended with 0 was not to end.
             self._status = _status(code) or 1

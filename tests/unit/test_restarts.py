@@ -44,7 +44,7 @@ def test_the_first_start_is_due_at_once(restarts: Restarts) -> None:
 
 def test_each_early_death_is_followed_by_a_longer_wait(restarts: Restarts, clock: Clock) -> None:
     assert [live(restarts, clock, 0) for _ in range(5)] == [1, 2, 4, 5, 5]
-    assert restarts.in_a_row == 5
+    assert restarts.in_a_row(running=False) == 5
 
 
 def test_the_next_start_is_due_when_the_wait_is_over(restarts: Restarts, clock: Clock) -> None:
@@ -60,7 +60,22 @@ def test_a_long_life_makes_up_for_early_deaths(restarts: Restarts, clock: Clock)
     for _ in range(4):
         live(restarts, clock, WELL_AFTER_S - 1)
     assert live(restarts, clock, WELL_AFTER_S) == 1
-    assert restarts.in_a_row == 1
+    assert restarts.in_a_row(running=False) == 1
+
+
+def test_early_deaths_are_made_up_for_while_a_process_lives_long(restarts: Restarts, clock: Clock) -> None:
+    live(restarts, clock, 0)
+    restarts.note_start()
+    clock.now_s += WELL_AFTER_S - 1
+    assert restarts.in_a_row(running=True) == 1
+    clock.now_s += 1
+    assert restarts.in_a_row(running=True) == 0
+
+
+def test_no_process_is_not_well(restarts: Restarts, clock: Clock) -> None:
+    live(restarts, clock, 0)
+    clock.now_s += WELL_AFTER_S
+    assert restarts.in_a_row(running=False) == 1
 
 
 def test_the_wait_does_not_count_as_life(restarts: Restarts, clock: Clock) -> None:

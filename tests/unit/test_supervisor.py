@@ -10,13 +10,14 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from itertools import chain, count, repeat
 from pathlib import Path
 
 import pytest
 
 from relay import lifeline
 from relay.backoff import Backoff
-from relay.restarts import Restarts
+from relay.restarts import WELL_AFTER_S, Restarts
 from relay.supervisor import DEATHS_TO_GIVE_UP, Supervisor
 from tests.processes import wait_until
 
@@ -106,6 +107,23 @@ def test_as_long_as_one_process_is_well_the_others_are_started_again(
     script = f"mkdir {tmp_path}/first 2>&- || {{ echo died >> $NOTES; exit 3; }}; {UNTIL_TOLD}"
     sender = once(lambda: len(notes()) > 2 * DEATHS_TO_GIVE_UP, signal.SIGTERM)
     assert supervise(script, processes=2) == 0
+    sender.join()
+
+
+def test_a_process_that_is_well_by_now_makes_up_for_its_early_deaths(
+    notes: Callable[[], list[str]], tmp_path: Path
+) -> None:
+    # No time passes while it dies, and at each later look all that makes a long life.
+    times = chain(repeat(0.0, 3 * DEATHS_TO_GIVE_UP), count(step=WELL_AFTER_S))
+    recovered = Restarts(clock=times.__next__)
+    for _ in range(DEATHS_TO_GIVE_UP):
+        recovered.note_start()
+        recovered.note_death()
+    places = iter([recovered, soon()])
+    script = f"mkdir {tmp_path}/first 2>&- || {{ echo died >> $NOTES; exit 3; }}; {UNTIL_TOLD}"
+    sender = once(lambda: len(notes()) > 2 * DEATHS_TO_GIVE_UP, signal.SIGTERM)
+    supervisor = Supervisor(["sh", "-c", script], processes=2, make_restarts=places.__next__)
+    assert supervisor.run() == 0
     sender.join()
 
 
