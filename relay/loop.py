@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -130,17 +130,23 @@ class Relay:
 
     def _round(self) -> list[Taken]:
         """Dispatch one batch of each kind, so that lanes and batched handlers do not wait for the others."""
+        taken: list[Taken] = []
+        for take, send in self._kinds():
+            # A stop waits for the batch in hand, not for the whole round.
+            if self._stop.requested:
+                break
+            taken.append(self._dispatch(take, send))
+        return taken
+
+    def _kinds(self) -> Iterator[tuple[Callable[[], Taken], Callable[..., Outcome]]]:
         ordered = any(handler.ordered for handler in registry.handlers.values())
-        taken = [self._dispatch(partial(self._claim.take, leave_lanes=ordered), self._dispatcher.send)]
+        yield partial(self._claim.take, leave_lanes=ordered), self._dispatcher.send
         if ordered:
-            take_lanes = partial(self._claim.take_lanes, skipping=registry.skipping())
-            taken.append(self._dispatch(take_lanes, self._dispatcher.send))
+            yield partial(self._claim.take_lanes, skipping=registry.skipping()), self._dispatcher.send
         batches = self._batches()
         for handler, ripe_in in self._claim.ripe_in(batches).items():
             if ripe_in <= 0:
-                take = partial(self._claim.take_batch, handler, batches[handler])
-                taken.append(self._dispatch(take, self._dispatcher.send_batch))
-        return taken
+                yield partial(self._claim.take_batch, handler, batches[handler]), self._dispatcher.send_batch
 
     def dispatch_batch(self) -> int:
         """Claim and dispatch one batch in one short transaction; return its size.

@@ -423,6 +423,35 @@ def test_a_batch_is_bounded_in_bytes(monkeypatch):
         assert 0 < len(Claim(database="default", limit=100).take().rows) < 8
 
 
+@pytest.fixture
+def of_each_kind():
+    """Publish to an ordinary, an ordered and two batched handlers."""
+    kinds = {"ordinary": {}, "ordered": {"ordered": True}, "one": {"batch_size": 1}, "two": {"batch_size": 1}}
+    for name, options in kinds.items():
+        outbox.handler("stop.*", name=f"stop_{name}", **options)(lambda events: None)
+    yield publish("stop.it", key="lane")
+    for name in kinds:
+        outbox.registry.registry.remove(f"stop_{name}")
+
+
+@pytest.mark.parametrize("batches", [1, 2, 3, 4])
+def test_a_relay_that_is_to_stop_finishes_the_batch_in_hand_and_takes_no_other(
+    of_each_kind, monkeypatch, batches
+):
+    sent = []
+    with relaying() as relay:
+
+        def stop_at_the_last(outcome):
+            sent.append(outcome)
+            if len(sent) == batches:
+                relay._stop.request()
+
+        monkeypatch.setattr(relay, "_account", stop_at_the_last)
+        relay.run()
+    assert len(sent) == batches
+    assert list(statuses(of_each_kind).values()).count("dispatched") == batches
+
+
 def test_claims_come_in_the_order_of_publication():
     with transaction.atomic():
         events = outbox.publish_many([{"topic": "flaky.n", "payload": n} for n in range(20)])
