@@ -21,7 +21,7 @@ from .crashes import SUSPECT_DELAY, crashes
 from .models import Delivery
 from .outcomes import Outcome
 from .registry import registry
-from .runs import Run, current_run, describe
+from .runs import MALFORMED, Run, current_run, describe
 
 logger = logging.getLogger(__name__)
 
@@ -47,9 +47,11 @@ class OutboxMiddleware(Middleware):
         """Make the message's event and context current."""
         try:
             run = Run.from_message(message)
-        except (KeyError, IndexError, TypeError, ValueError):
+        except MALFORMED as error:
+            # Its function would get the envelope in place of its arguments, and nobody would hear of the run.
             logger.exception("message %s carries malformed outbox options", message.message_id)
-            return
+            message.fail()
+            raise SkipMessage("malformed outbox options") from error
         if run is None:
             return
         if run.unreadable:
@@ -121,7 +123,7 @@ class OutboxMiddleware(Middleware):
             return
         try:
             run = Run.from_message(message)
-        except (KeyError, IndexError, TypeError, ValueError):
+        except MALFORMED:
             return
         if run is not None:
             reason = f"a worker does not know the handler {message.actor_name!r}; is it older than the relay?"

@@ -13,6 +13,9 @@ from typing import Any
 from .events import ReceivedEvent
 from .versions import why_unreadable
 
+# What reading a message raises that has not the form of the outbox's own.
+MALFORMED = (AttributeError, LookupError, TypeError, ValueError)
+
 
 @dataclass(slots=True)
 class Run:
@@ -62,7 +65,7 @@ class Run:
         """Read the run from a message; None for one that the outbox did not send.
 
         Raises:
-            KeyError, IndexError, TypeError, ValueError: if its options are malformed.
+            MALFORMED: one of these, if its options are malformed.
         """
         options = message.options.get("outbox")
         if not isinstance(options, Mapping):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from datetime import timedelta
+from uuid import uuid4
 
 import dramatiq
 import pytest
@@ -236,25 +238,66 @@ def test_a_message_of_before_the_oldest_is_sent_again_in_a_form_that_is_read(
         assert finish(event) == {"flaky": "succeeded"}
 
 
-def test_without_confirmations_a_newer_message_goes_to_the_dead_letters(settings) -> None:
+@pytest.fixture
+def dead_letters() -> Iterator[list[dramatiq.MessageProxy]]:
+    """Return the dead letters of the queue, which is empty."""
+    letters = dramatiq.get_broker().dead_letters_by_queue[QUEUE]
+    letters.clear()
+    yield letters
+    letters.clear()
+
+
+def test_without_confirmations_a_newer_message_goes_to_the_dead_letters(settings, dead_letters) -> None:
     settings.OUTBOX = {"CONFIRM": False}
     event = publish("flaky.once")
     enqueue_as(NEXT, event)
-    dead = dramatiq.get_broker().dead_letters_by_queue
     with worker():
-        wait_until(lambda: dead[QUEUE], what="the dead letter")
-    assert [message.message_id for message in dead[QUEUE]] == [str(message_id(event))]
+        wait_until(lambda: dead_letters, what="the dead letter")
+    assert [message.message_id for message in dead_letters] == [message_id(event)]
     assert not Effect.objects.exists()
-    dead.clear()
 
 
 def message_id(event: Event) -> str:
     return outbox.actors.message_id(event.pk, "flaky")
 
 
-@pytest.mark.parametrize("version", ["1", None])
-def test_a_version_that_is_no_number_is_logged(version: object, caplog: pytest.LogCaptureFixture) -> None:
+MALFORMATIONS = {
+    "a version that is text": {"v": "1"},
+    "no version": {"v": None},
+    "no delivery": {"delivery": None, "pack": 7},
+    "an event that is none": {"event": "text"},
+    "an id that is none": {"event": {"id": 7}},
+}
+
+
+@pytest.mark.parametrize("changes", MALFORMATIONS.values(), ids=MALFORMATIONS.keys())
+def test_a_malformed_message_is_logged_and_goes_to_the_dead_letters_without_a_run(
+    changes: dict, caplog: pytest.LogCaptureFixture, dead_letters: list
+) -> None:
     event = publish("flaky.once")
-    enqueue_as(version, event)
+    relay_all()
+    (message,) = sent()
+    dramatiq.get_broker().flush_all()
+    message["options"]["outbox"] |= changes
+    dramatiq.get_broker().enqueue(dramatiq.Message(**message))
     with worker():
-        wait_until(lambda: "malformed outbox options" in caplog.text, what="the log")
+        wait_until(lambda: dead_letters, what="the dead letter")
+    flush()
+    assert [letter.message_id for letter in dead_letters] == [message_id(event)]
+    assert "traceback" not in dead_letters[0].options
+    assert "malformed outbox options" in caplog.text
+    assert not Effect.objects.exists()
+    # Nobody knows whose message it was, so the relay sends it again once its confirmation is overdue.
+    assert statuses(event) == {"flaky": "dispatched"}
+
+
+def test_a_message_without_outbox_options_passes_untouched(dead_letters: list) -> None:
+    @dramatiq.actor(actor_name="stranger", queue_name=QUEUE)
+    def stranger() -> None:
+        Effect.objects.create(handler="stranger", event_id=uuid4())
+
+    stranger.send()
+    with worker():
+        wait_until(Effect.objects.filter(handler="stranger").exists, what="the other producer's message")
+    assert dead_letters == []
+    del dramatiq.get_broker().actors["stranger"]
