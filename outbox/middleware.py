@@ -63,8 +63,10 @@ class OutboxMiddleware(Middleware):
         elif handler is not None and handler.ordered:
             run.lane = run.event.key
         # Only copies that the relay or RabbitMQ sent again, and what a worker died of, are looked up: the
-        # normal way pays no query.
-        again = run.redelivered or getattr(message, "redelivered", False) or (run.packed and run.retries)
+        # normal way pays no query. A pack pays one: Redis does not say of what it gives back that it does,
+        # and most of a pack may be settled by then.
+        pack = run.packed and (run.retries or len(run.deliveries) > 1)
+        again = pack or run.redelivered or getattr(message, "redelivered", False)
         with ExitStack() as stack:
             if again or crashes.suspects(run):
                 self._look_up(run, stack)

@@ -6,6 +6,7 @@ import logging
 import time
 from contextlib import suppress
 from functools import partial
+from math import ceil
 from typing import Any
 
 from django.db import Error, connections
@@ -67,8 +68,10 @@ class Wakeup:
         wrapper = connections[self._database].copy()
         # Another thread opens it.
         wrapper.inc_thread_sharing()
+        # So that the thread ends, too.
+        wrapper.settings_dict["OPTIONS"]["connect_timeout"] = ceil(CONNECT_TIMEOUT_S)
         try:
-            within(CONNECT_TIMEOUT_S, partial(_listen, wrapper))
+            within(CONNECT_TIMEOUT_S, partial(_listen, wrapper), undo=wrapper.close)
         except (Error, TimeoutError) as error:
             self._lost(error)
         else:

@@ -24,6 +24,9 @@ class Batch:
     tallies: dict[str, Tally] = field(default_factory=dict)
     lanes: set[tuple[str, str]] = field(default_factory=set)
 
+    def __bool__(self) -> bool:
+        return bool(self.outcomes or self.tallies or self.lanes)
+
     def keep(self, outcome: Outcome) -> None:
         """Keep the latest outcome of a delivery; as in the table, what has ended gives way to success alone.
 

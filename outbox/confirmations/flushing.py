@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
 
-from django.db import DataError, connections
+from django.db import connections
 
 from ..conf import get_settings
 from ..lifecycle import delivery_failed
@@ -121,20 +121,16 @@ class Confirmations:
     def flush(self) -> bool:
         """Write all that is buffered; return whether nothing is left.
 
-        What cannot be written because the database is away, or a row is locked, stays buffered.
+        What cannot be written because the database is away, or a row is locked, stays buffered; so does what
+        is not written yet when the thread is interrupted.
         """
-        with self._flushing:
-            with self._changed:
-                batches, self._batches, self._waiting = self._batches, {}, 0
-                counts, self._counts = self._counts, {}
-            if counts:
-                batches.setdefault(get_settings().databases[0], Batch()).put_back(Batch(tallies=counts))
-            # Each is written, whether or not the one before it was.
-            flushed = [self._flush_batch(database, batch) for database, batch in batches.items()]
-        # Outside of the lock, since a receiver may take its time, or flush itself.
-        for _written, failures in flushed:
+        failures: list[Outcome] = []
+        try:
+            with self._flushing:
+                return self._flush_all(failures)
+        finally:
+            # Outside of the lock, since a receiver may take its time, or flush itself.
             _tell(failures)
-        return all(written for written, _failures in flushed)
 
     def close(self, timeout_s: float = CLOSE_TIMEOUT_S) -> None:
         """Flush and end the thread, trying for `timeout_s` seconds if the database is away.
@@ -192,47 +188,48 @@ class Confirmations:
             self._changed.wait_for(lambda: self._waiting >= FLUSH_SIZE or self._closing, FLUSH_INTERVAL_S)
             return self._waiting > 0 or bool(self._counts)
 
-    def _flush_batch(self, database: str, batch: Batch) -> tuple[bool, list[Outcome]]:
-        """Write a batch in pieces; return whether nothing is left, and the failures that were written."""
-        left, failures = Batch(), list[Outcome]()
-        pieces = batch.split(FLUSH_SIZE)
-        while pieces:
-            piece = pieces.pop(0)
-            rest, failed = self._write(database, piece)
-            left.put_back(rest)
-            failures += failed
-            if rest is piece:
-                # The others would fare no better now.
-                for later in pieces:
-                    left.put_back(later)
-                break
-        if not (left.outcomes or left.tallies or left.lanes):
-            return True, failures
+    def _flush_all(self, failures: list[Outcome]) -> bool:
+        with self._changed:
+            batches, self._batches, self._waiting = self._batches, {}, 0
+            counts, self._counts = self._counts, {}
+        complete = True
+        try:
+            if counts:
+                batches.setdefault(get_settings().databases[0], Batch()).put_back(Batch(tallies=counts))
+            while batches:
+                # Each is written, whether or not the one before it was.
+                complete &= self._flush_batch(*batches.popitem(), failures)
+        finally:
+            for database, batch in batches.items():
+                self._put_back(database, batch)
+        return complete
+
+    def _flush_batch(self, database: str, batch: Batch, failures: list[Outcome]) -> bool:
+        """Write a batch in pieces; add the failures that were written, and return whether nothing is left."""
+        left, pieces = Batch(), batch.split(FLUSH_SIZE)
+        try:
+            while pieces:
+                rest, failed = writing.attempt(database, pieces[0])
+                failures += failed
+                if rest is pieces[0]:
+                    # The others would fare no better now.
+                    break
+                left.put_back(rest)
+                del pieces[0]
+        finally:
+            # A time limit or a shutdown may have interrupted the thread, if it is a worker's.
+            for piece in pieces:
+                left.put_back(piece)
+            if left:
+                self._put_back(database, left)
+        return not left
+
+    def _put_back(self, database: str, left: Batch) -> None:
         with self._changed:
             self._batches.setdefault(database, Batch()).put_back(left)
             self._waiting += 1
             # Whoever flushed, it is the thread that tries again.
             self._changed.notify_all()
-        return False, failures
-
-    def _write(self, database: str, piece: Batch) -> tuple[Batch, list[Outcome]]:
-        """Write a piece; return what waits (the piece itself if nothing was written), and the failures."""
-        try:
-            try:
-                left, written = writing.write(database, piece)
-            except DataError:
-                logger.exception("database %r refused a batch; its outcomes go one by one", database)
-                left, written = writing.write_singly(database, piece)
-        except Exception:
-            # Whatever it is, the outcomes are worth more than this thread's peace.
-            logger.warning(
-                "database %r is away; %d outcomes wait", database, len(piece.outcomes), exc_info=True
-            )
-            if not connections[database].in_atomic_block:
-                connections[database].close()
-            return piece, []
-        left.lanes |= writing.release_lanes(database, piece.lanes)
-        return left, [piece.outcomes[pk] for pk in written if piece.outcomes[pk].status == _Status.FAILED]
 
 
 @cache  # a forked child inherits both this memory and what is registered

@@ -22,6 +22,29 @@ logger = logging.getLogger(__name__)
 _Status = Delivery.Status
 
 
+def attempt(database: str, piece: Batch) -> tuple[Batch, list[Outcome]]:
+    """Write a piece; return what waits (the piece itself if nothing was written), and the failures."""
+    try:
+        try:
+            left, written = write(database, piece)
+        except DataError:
+            logger.exception("database %r refused a batch; its outcomes go one by one", database)
+            left, written = write_singly(database, piece)
+    except BaseException as problem:
+        # An interrupt may have come in the middle of a statement.
+        if not connections[database].in_atomic_block:
+            connections[database].close()
+        if not isinstance(problem, Exception):
+            raise
+        # Whatever it is, the outcomes are worth more than this thread's peace.
+        logger.warning("database %r is away; %d outcomes wait", database, len(piece.outcomes), exc_info=True)
+        return piece, []
+    # What is put back from here on is written twice, but not counted twice.
+    piece.tallies = {}
+    left.lanes |= release_lanes(database, piece.lanes)
+    return left, [piece.outcomes[pk] for pk in written if piece.outcomes[pk].status == _Status.FAILED]
+
+
 def write(database: str, piece: Batch) -> tuple[Batch, set[int]]:
     """Write a batch in one transaction; return what waits for locked rows, and the deliveries changed."""
     connection = connections[database]

@@ -1,4 +1,4 @@
-"""Indexes in the order in which the first ones of lanes, and the events of batches, are due."""
+"""Indexes of the first ones of lanes and the events of batches, as they are due, and of lanes at work."""
 
 from typing import Any
 
@@ -30,7 +30,7 @@ def _is_postgresql(schema_editor: BaseDatabaseSchemaEditor) -> bool:
 
 
 class Migration(migrations.Migration):
-    """Add two partial indexes."""
+    """Add three partial indexes."""
 
     atomic = False
 
@@ -51,6 +51,14 @@ class Migration(migrations.Migration):
                 condition=models.Q(("held", "batch"), ("status", "pending")),
                 fields=["handler", "available_at", "id"],
                 name="outbox_delivery_batch",
+            ),
+        ),
+        AddIndexBesidePublishers(
+            model_name="delivery",
+            index=models.Index(
+                condition=models.Q(("status", "dispatched"), models.Q(("key", ""), _negated=True)),
+                fields=["handler", "key"],
+                name="outbox_delivery_lane_sent",
             ),
         ),
     ]

@@ -83,6 +83,12 @@ class Delivery(models.Model):
                 name="outbox_delivery_lane",
                 condition=Q(status__in=["pending", "dispatched", "failed"]) & ~Q(key=""),
             ),
+            # A lane is released once none of it is dispatched; it may be too long to be read for that.
+            models.Index(
+                fields=["handler", "key"],
+                name="outbox_delivery_lane_sent",
+                condition=Q(status="dispatched") & ~Q(key=""),
+            ),
             models.Index(
                 fields=["handler", "id"], name="outbox_delivery_failed", condition=Q(status="failed")
             ),

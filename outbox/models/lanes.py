@@ -13,6 +13,7 @@ from .states import Held
 if TYPE_CHECKING:
     from .verbs import DeliveryQuerySet
 
+# A lane may be long: its first delivery, and one that is dispatched, are each found by an index of their own.
 _RELEASE_LANES = """
 UPDATE outbox_delivery d SET held = '', available_at = greatest(d.available_at, statement_timestamp())
 FROM unnest(%s::text[], %s::text[]) AS lane(handler, key)
@@ -21,9 +22,15 @@ CROSS JOIN LATERAL (
     WHERE p.handler = lane.handler AND p.key = lane.key AND p.key <> ''
       AND p.status IN ('pending', 'dispatched', 'failed')
       AND (p.status <> 'failed' OR p.handler <> ALL(%s::text[]))
-    ORDER BY p.status <> 'dispatched', p.id LIMIT 1
+    ORDER BY p.id LIMIT 1
 ) AS head
+LEFT JOIN LATERAL (
+    SELECT true AS found FROM outbox_delivery p
+    WHERE p.handler = lane.handler AND p.key = lane.key AND p.key <> '' AND p.status = 'dispatched'
+    LIMIT 1
+) AS sent ON true
 WHERE d.id = head.id AND head.held = 'lane' AND head.status = 'pending' AND d.status = 'pending'
+  AND sent.found IS NULL
 """
 
 

@@ -21,6 +21,9 @@ MARGIN = timedelta(seconds=1)
 FULL_SHARE = 0.05
 FREE_S = 0.005
 
+# Then one comes whatever the last one took: that may have been a lock or a stall, and some rows are late.
+LONGEST_S = 10.0
+
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
 
@@ -55,14 +58,14 @@ class Front:
 
     @contextmanager
     def look(self) -> Generator[Position]:
-        """Yield where a look is to start; the longer one from the beginning takes, the later the next."""
+        """Yield where a look is to start; the longer a full one takes, the later the next, within bounds."""
         started = time.monotonic()
         start = self.position if started < self._full_at else BEGINNING
         self.was_full = start == BEGINNING
         yield start
         ended = time.monotonic()
         if self.was_full:
-            self._full_at = ended + max(0.0, ended - started - FREE_S) / FULL_SHARE
+            self._full_at = ended + min(max(0.0, ended - started - FREE_S) / FULL_SHARE, LONGEST_S)
 
     def move(self, to: Position | None, *, now_us: int, ahead: timedelta = timedelta()) -> None:
         """Remember where a look ended, or that it saw all there was; but nothing too close to the present.

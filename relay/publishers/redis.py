@@ -183,7 +183,7 @@ class RedisPublisher:
         if self._connection is None:
             connection = own_connection(self._broker, self._timeout_s / STEPS)
             # Nothing else bounds the look-up of a name, several addresses, or the search for a master.
-            within(self._timeout_s / STEPS, connection.connect)
+            within(self._timeout_s / STEPS, connection.connect, undo=connection.disconnect)
             self._connection = connection
         return self._connection
 

@@ -29,11 +29,14 @@ pytestmark = [pytest.mark.django_db, pytest.mark.postgres, pytest.mark.slow]
 
 RETAINED = 100_000
 SCHEDULED = 10_000
+LANE = 20_000
 DUE = 20
 BATCH = Batching(size=DUE, wait=timedelta(hours=1))
 
 # Each row that is taken touches some pages of the table and of its indexes. What is retained has thousands.
 MOST_PAGES = 40 * DUE
+# Of all indexes, for one row.
+FEW_PAGES = 100
 
 # One event each: handler, key, held, status, and when it is due, in seconds from now.
 ROWS = [
@@ -42,7 +45,8 @@ ROWS = [
     (SCHEDULED, ("heap", "", "batch", "pending", 3600 * 24)),
     (SCHEDULED, ("flat", "", "", "dispatched", -3600)),
     (SCHEDULED // 10, ("flat", "", "", "pending", -60)),
-    (SCHEDULED // 10, ("lane", "busy", "lane", "pending", -60)),
+    (LANE, ("lane", "busy", "lane", "pending", -60)),
+    (SCHEDULED, ("sent", "", "", "dispatched", -3600)),
     (DUE, ("lane", "", "", "pending", -60)),
     (DUE, ("heap", "", "batch", "pending", -60)),
     (DUE, ("late", "", "", "dispatched", -7200)),
@@ -59,7 +63,7 @@ _DELIVERIES = """
 INSERT INTO outbox_delivery
     (event_id, handler, queue, key, held, status, available_at, confirm_by, finished_at)
 SELECT (lpad(to_hex(n), 12, '0') || '70008' || repeat('0', 15))::uuid, handler, 'flat',
-       CASE WHEN handler = 'lane' AND key = '' THEN 'lane-' || n ELSE key END,
+       CASE WHEN handler IN ('lane', 'sent') AND key = '' THEN 'lane-' || n ELSE key END,
        held, status, now() + n * interval '1 microsecond' + due * interval '1 second',
        CASE WHEN handler = 'late' THEN now() - interval '1 minute'
             WHEN status = 'dispatched' THEN now() + interval '1 hour' END,
@@ -178,7 +182,7 @@ PATHS = {
     "next due": Path(lambda _: claiming().due_in({"heap": BATCH}) <= 0, True, {"outbox_delivery_due"}),
     "confirm": Path(confirm_all, DUE, {"outbox_delivery_pkey"}),
     "settle": Path(lambda pks: len(Delivery.objects.settle(pks)), DUE, {"outbox_delivery_pkey"}),
-    "release lanes": Path(release_lanes, 1, {"outbox_delivery_lane"}),
+    "release lanes": Path(release_lanes, 1, {"outbox_delivery_lane", "outbox_delivery_lane_sent"}),
     "redeliver": Path(
         lambda _: Redelivery(database="default", ask=None).run(), None, {"outbox_delivery_unconfirmed"}
     ),
@@ -206,6 +210,17 @@ def test_what_is_retained_costs_nothing(history: None, name: str, monkeypatch: p
         check(plan)
     used = {node["Index Name"] for plan in plans for node in nodes(plan) if "Index Name" in node}
     assert path.indexes <= used, used
+
+
+@pytest.mark.parametrize("sent", [False, True])
+def test_a_lane_is_released_without_reading_it(history: None, sent: bool) -> None:
+    lane = Delivery.objects.filter(handler="lane", key="busy")
+    assert lane.count() == LANE
+    if sent:
+        lane.filter(pk=lane.latest("pk").pk).update(status="dispatched", held="")
+    with explained() as plans:
+        assert Delivery.objects.release_lanes([("lane", "busy")], skipping=[]) == (not sent)
+    assert sum(map(pages, plans)) <= FEW_PAGES
 
 
 def test_publishing_looks_nothing_up(history: None) -> None:

@@ -16,6 +16,7 @@ from django.db.models.functions import Now
 from outbox.models import Delivery
 from outbox.registry import Batching
 from relay.claim import Claim
+from relay.claim.front import LONGEST_S
 from relay.loop import Relay, RelayOptions
 from relay.stopping import Stop
 from tests.conftest import database_url
@@ -52,6 +53,7 @@ def rarely(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let looks from the very beginning be so dear that none follows the first."""
     monkeypatch.setattr("relay.claim.front.FREE_S", 0.0)
     monkeypatch.setattr("relay.claim.front.FULL_SHARE", 1e-9)
+    monkeypatch.setattr("relay.claim.front.LONGEST_S", float("inf"))
 
 
 @pytest.fixture
@@ -182,6 +184,23 @@ def test_a_late_commit_is_found_within_about_a_poll(monkeypatch: pytest.MonkeyPa
         due(HOUR / 3)
     with relaying_until_found(monkeypatch, lambda: due(HOUR / 2)) as clock:
         assert 0 < clock.found_at - clock.happened_at <= 2
+
+
+def test_a_stall_keeps_a_late_commit_ten_seconds_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Clock, "LOOK_S", 60.0)
+
+    waits: list[None] = []
+
+    def commit_after_the_stall() -> int:
+        waits.append(None)
+        if len(waits) == 1:
+            # The look ahead has not been slow yet.
+            return 0
+        monkeypatch.setattr(Clock, "LOOK_S", 0.04)
+        return due(HOUR / 2)
+
+    with relaying_until_found(monkeypatch, commit_after_the_stall) as clock:
+        assert 0 < clock.found_at - clock.happened_at <= LONGEST_S + 2
 
 
 def test_without_looks_from_the_beginning_a_late_commit_would_wait(

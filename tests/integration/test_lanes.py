@@ -16,7 +16,8 @@ from outbox.registry import registry
 from relay.claim import Claim
 from relay.loop import Relay, RelayOptions
 from relay.stopping import Stop
-from tests.helpers import finish, flush, publish, relay_all, worker
+from tests.factories import make_delivery
+from tests.helpers import finish, flush, publish, relay_all, statuses, worker
 from tests.processes import wait_until
 from tests.testapp.handlers import QUEUE
 
@@ -210,6 +211,34 @@ def test_a_delivery_held_while_the_one_before_finishes_is_let_go(lanes, monkeypa
     monkeypatch.setattr(Claim, "take_lanes", finish_the_first_after_the_claim)
     relay_all()
     assert Delivery.objects.get(event=second).held == ""
+
+
+@pytest.mark.parametrize(
+    ("rows", "released"),
+    [
+        ([("pending", "lane"), ("pending", "lane")], [0]),
+        ([("pending", ""), ("pending", "lane")], []),
+        ([("dispatched", ""), ("pending", "lane")], []),
+        ([("pending", "lane"), ("dispatched", ""), ("pending", "lane")], []),
+        ([("failed", ""), ("pending", "lane")], []),
+        ([("succeeded", ""), ("discarded", ""), ("pending", "lane"), ("pending", "lane")], [2]),
+    ],
+)
+def test_of_a_lane_the_first_is_let_go_when_nothing_before_it_or_sent_is_unfinished(rows, released):
+    lane = [make_delivery(handler="lane", key="a", status=status, held=held) for status, held in rows]
+    other = make_delivery(handler="lane", key="b", status="dispatched")
+    held = Delivery.objects.filter(held="lane")
+    before = set(held.values_list("pk", flat=True))
+    assert Delivery.objects.release_lanes([("lane", "a")], skipping=["passing"]) == len(released)
+    assert before - set(held.values_list("pk", flat=True)) == {lane[n].pk for n in released}
+    assert statuses(other.event) == {"lane": "dispatched"}
+
+
+def test_of_a_skipping_handler_s_lane_the_first_is_let_go_past_a_failed_one():
+    for status, held in (("failed", ""), ("pending", "lane"), ("pending", "lane")):
+        make_delivery(handler="passing", key="a", status=status, held=held)
+    assert Delivery.objects.release_lanes([("passing", "a")], skipping=["passing"]) == 1
+    assert list(Delivery.objects.order_by("pk").values_list("held", flat=True)) == ["", "", "lane"]
 
 
 def test_an_expired_delivery_lets_its_lane_go_on(lanes):

@@ -351,6 +351,15 @@ def test_of_a_pack_that_was_sent_again_only_what_is_not_settled_runs(packed: Pac
     assert packed.seen == [0, 2]
 
 
+def test_a_pack_that_the_broker_gave_back_without_saying_so_runs_what_is_not_settled(packed: Packed) -> None:
+    """As Redis does with what was at a worker whose host died."""
+    events = publish_all(0, 1, 2)
+    relay_all()
+    Delivery.objects.filter(event__in=events[:2]).update(status="succeeded")
+    assert finish_all(events) == ["succeeded"] * 3
+    assert packed.seen == [2]
+
+
 def test_a_pack_that_is_settled_already_is_dropped(packed: Packed) -> None:
     publish_all(0, 1)
     Delivery.objects.update(redeliveries=1)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shutil
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -45,6 +47,20 @@ def test_a_server_that_never_answers_is_given_up_in_time(silent_port: int) -> No
     with pytest.raises(BrokerUnavailable):
         publisher.publish([make_outgoing(make_actor(broker))], timeout_s=0.6)
     assert time.monotonic() - started < 0.6 + 0.3
+
+
+def test_a_connection_that_stands_too_late_is_closed(
+    silent_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on, closed = threading.Event(), threading.Event()
+    slow = SimpleNamespace(connect=lambda: go_on.wait(20), disconnect=closed.set)
+    monkeypatch.setattr("relay.publishers.redis.own_connection", lambda *_: slow)
+    broker = RedisBroker(host="127.0.0.1", port=silent_port, middleware=[])
+    with pytest.raises(BrokerUnavailable):
+        publisher_for(broker).publish([make_outgoing(make_actor(broker))], timeout_s=0.3)
+    assert not closed.is_set()
+    go_on.set()
+    assert closed.wait(20)
 
 
 def test_a_server_that_is_not_there_is_named_without_the_password() -> None:

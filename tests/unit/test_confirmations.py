@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from django.db import DataError, OperationalError
+from dramatiq.middleware import TimeLimitExceeded
 
 from outbox.confirmations import Batch, Confirmations, flushing, writing
 from outbox.confirmations import buffer as buffering
@@ -161,6 +162,32 @@ def test_while_the_database_is_away_everything_is_kept_and_written_later(
     assert database.statuses == {1: SUCCEEDED, 2: FAILED, 3: SUCCEEDED}
     tally = database.tallies["mail"]
     assert (tally.dispatched, tally.succeeded, tally.retried, tally.failed) == (3, 2, 1, 1)
+
+
+@pytest.mark.usefixtures("unhurried")
+@pytest.mark.parametrize("written", [0, 1])
+def test_an_interrupt_of_the_thread_that_flushes_loses_nothing(
+    buffer: Confirmations, database: Database, monkeypatch: pytest.MonkeyPatch, written: int
+) -> None:
+    monkeypatch.setattr(flushing, "FLUSH_SIZE", 10)
+    # Its own thread would flush what is back at once.
+    monkeypatch.setattr(buffer, "_start", lambda: None)
+    buffer.add(*map(outcome, range(30)))
+    buffer.count("metered", "succeeded", 0.1)
+
+    def be_interrupted(name: str, batch: Batch) -> tuple[Batch, set[int]]:
+        if len(database.writes) == written:
+            raise TimeLimitExceeded("now")
+        return database.write(name, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(writing, "write", be_interrupted)
+        with pytest.raises(TimeLimitExceeded):
+            buffer.flush()
+    buffer.add(outcome(30))
+    assert buffer.flush()
+    assert sorted(one.delivery_id for one in database.written) == list(range(31))
+    assert {name: tally.succeeded for name, tally in database.tallies.items()} == {"mail": 31, "metered": 1}
 
 
 def test_success_from_before_an_outage_settles_what_comes_in_during_it(

@@ -1,0 +1,39 @@
+"""How often a look starts from the very beginning."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from relay.claim import front
+from relay.claim.front import BEGINNING, Front, Position
+
+NOW_US = 1_800_000_000_000_000
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    clock = SimpleNamespace(now=1000.0, monotonic=lambda: clock.now)
+    monkeypatch.setattr(front, "time", clock)
+    return clock
+
+
+def look(one: Front, clock: SimpleNamespace, took_s: float) -> Position:
+    with one.look() as start:
+        clock.now += took_s
+    one.move(None, now_us=NOW_US)
+    return start
+
+
+@pytest.mark.parametrize(("took_s", "wait_s"), [(0.001, 0.0), (0.055, 1.0), (0.205, 4.0), (60.0, 10.0)])
+def test_the_longer_a_full_look_takes_the_later_the_next_but_ten_seconds_at_most(
+    clock: SimpleNamespace, took_s: float, wait_s: float
+) -> None:
+    one = Front()
+    assert look(one, clock, took_s) == BEGINNING
+    if wait_s:
+        clock.now += wait_s - 0.1
+        assert look(one, clock, 0.0) != BEGINNING
+    clock.now += 0.2
+    assert look(one, clock, 0.0) == BEGINNING
