@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import timedelta
-
-from django.db.models.functions import Left
 
 from outbox.models import Delivery
 
 from .backoff import delay_for
 from .messages import Claimed
-
-# Far below what the column keeps, whose end counts, while the number of refusals is at the start.
-MAX_REASON_CHARS = 5_000
-
-# The number is kept in the reason, since a column would cost every delivery for what hardly any has. The
-# attempts on the row do not tell: those that reached a worker are among them.
-_REFUSED = re.compile(r"could not be sent, attempt (\d{1,5}) of ")
-
-Refused = list[tuple[Claimed, str]]
 
 
 @dataclass
@@ -30,7 +18,7 @@ class Outcome:
     """What became of a batch: what went, and what must go back with its reason."""
 
     sent: list[Claimed] = field(default_factory=list)
-    refused: Refused = field(default_factory=list)
+    refused: list[tuple[Claimed, str]] = field(default_factory=list)
     released: list[tuple[Claimed, str, timedelta]] = field(default_factory=list)
     failed: list[tuple[Claimed, str]] = field(default_factory=list)
     expired: list[Claimed] = field(default_factory=list)
@@ -48,30 +36,23 @@ def mark(outcome: Outcome, *, database: str, max_attempts: int) -> None:
         deliveries.filter(pk__in=_ids(outcome.paused)).hold(Delivery.Held.PAUSE)
     for (error, delay), ids in _by_reason(outcome.released).items():
         deliveries.filter(pk__in=ids).release(delay, error)
+    _mark_refused(outcome, database, max_attempts)
+
+
+def _mark_refused(outcome: Outcome, database: str, max_attempts: int) -> None:
     refused, outcome.refused = outcome.refused, []
-    for claimed, error, times in _counted(refused, database):
-        row = deliveries.filter(pk=claimed.delivery_id)
-        reason = f"could not be sent, attempt {times} of {max_attempts}: {error[-MAX_REASON_CHARS:]}"
-        if times >= max_attempts:
-            row.fail(reason)
-            outcome.failed.append((claimed, error))
-        else:
-            row.reschedule(timedelta(seconds=delay_for(times)), reason)
-            outcome.refused.append((claimed, error))
-
-
-def _counted(refused: Refused, database: str) -> Iterator[tuple[Claimed, str, int]]:
-    """Add to each refusal how often its delivery has been refused in a row, this time included."""
     if not refused:
         return
-    rows = Delivery.objects.using(database).filter(
-        pk__in=[claimed.delivery_id for claimed, _error in refused]
-    )
-    reasons = dict(rows.annotate(start=Left("error", 60)).values_list("pk", "start"))
+    deliveries = Delivery.objects.using(database)
+    refusals = deliveries.filter(pk__in=_ids(claimed for claimed, _error in refused)).refuse()
     for claimed, error in refused:
-        before = _REFUSED.match(reasons.get(claimed.delivery_id, ""))
-        # An operator's retry leaves the reason, and starts the attempts again.
-        yield claimed, error, min(int(before[1]) if before else 0, max(claimed.attempts - 1, 0)) + 1
+        row, times = deliveries.filter(pk=claimed.delivery_id), refusals[claimed.delivery_id]
+        if times >= max_attempts:
+            row.fail(f"could not be sent in {times} attempts: {error}")
+            outcome.failed.append((claimed, error))
+        else:
+            row.reschedule(timedelta(seconds=delay_for(times)), f"could not be sent: {error}")
+            outcome.refused.append((claimed, error))
 
 
 def _by_reason(released: Iterable[tuple[Claimed, str, timedelta]]) -> dict[tuple[str, timedelta], list[int]]:

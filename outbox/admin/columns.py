@@ -34,10 +34,12 @@ def progress(delivery: Delivery) -> SafeString:
 
 @admin.display(description=_("attempts"))
 def tries(delivery: Delivery) -> SafeString | str:
-    """Show how often it was dispatched, how often of that again, and how many workers died of it."""
+    """Show how often it was dispatched, how often of that again, and what went wrong with it."""
     more = []
     if delivery.redeliveries:
         more.append((_now("%d redelivered") % delivery.redeliveries,))
+    if delivery.refusals:
+        more.append((_now("%d refused by the broker") % delivery.refusals,))
     if crashes := delivery.crashes:
         more.append((ngettext("%d worker crashed", "%d workers crashed", crashes) % crashes,))
     details = format_html_join("", "<br><small>{}</small>", more)

@@ -35,6 +35,7 @@ class Delivery(models.Model):
     )
     attempts = models.PositiveSmallIntegerField(_("attempts"), db_default=0)
     redeliveries = models.PositiveSmallIntegerField(_("redeliveries"), db_default=0)
+    refusals = models.PositiveSmallIntegerField(_("refusals"), db_default=0)
     crashes = models.PositiveSmallIntegerField(_("crashes"), db_default=0)
     # Held rows are in no index that the claim walks.
     held = models.CharField(_("held"), max_length=5, blank=True, choices=Held.choices, db_default="")

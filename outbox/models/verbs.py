@@ -144,6 +144,15 @@ class DeliveryQuerySet(models.QuerySet["Delivery"]):
         self.update(attempts=F("attempts") - 1)
         return self.reschedule(delay, error)
 
+    def refuse(self) -> dict[int, int]:
+        """Count that the broker refused deliveries that were just claimed; it costs them no attempt.
+
+        Returns:
+            How often each has been refused, by their ids.
+        """
+        self.update(attempts=F("attempts") - 1, refusals=Least(F("refusals") + 1, 32767))
+        return dict(self.values_list("pk", "refusals"))
+
     def hold(self, held: str) -> int:
         """Send deliveries that were just claimed back to pending, to wait for something other than time."""
         return self.update(
@@ -251,6 +260,7 @@ class DeliveryQuerySet(models.QuerySet["Delivery"]):
             available_at=Now(),
             held="",
             attempts=0,
+            refusals=0,
             # Whoever asks for it now does not think it too late.
             expires_at=None,
             # Marks the message as a copy that is looked up, since the one before may run after all.

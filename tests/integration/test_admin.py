@@ -108,12 +108,13 @@ def test_a_delivery_shows_its_traceback_and_links_its_event(admin_client: Client
     assert "4711" in text
 
 
-def test_a_delivery_shows_how_often_it_was_sent_again_and_how_many_workers_died_of_it(
+def test_a_delivery_shows_how_often_it_was_sent_again_refused_and_died_of(
     admin_client: Client,
 ) -> None:
-    delivery = make_delivery(status="failed", redeliveries=2, crashes=3)
+    delivery = make_delivery(status="failed", redeliveries=2, refusals=1, crashes=3)
     text = page(admin_client, f"{DELIVERIES}{delivery.pk}/change/")
-    assert "3<br><small>2 redelivered</small><br><small>3 workers crashed</small>" in text
+    details = ("2 redelivered", "1 refused by the broker", "3 workers crashed")
+    assert "3" + "".join(f"<br><small>{detail}</small>" for detail in details) in text
 
 
 def test_a_delivery_whose_event_is_gone_is_shown(admin_client: Client) -> None:

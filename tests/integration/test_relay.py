@@ -277,7 +277,7 @@ def test_a_refused_message_is_tried_again_later():
     Event.objects.update(payload=["not", "a", "call"])
     relay_all()
     delivery = Delivery.objects.get()
-    assert (delivery.status, delivery.attempts) == ("pending", 1)
+    assert (delivery.status, delivery.attempts, delivery.refusals) == ("pending", 0, 1)
     assert delivery.available_at > delivery.dispatched_at
 
 
@@ -296,8 +296,9 @@ def test_only_refusals_use_up_the_attempts_to_send(settings):
     Delivery.objects.update(attempts=12, error="Traceback: the last try")
     first, second, third = refuse_again(), refuse_again(), refuse_again()
     assert [one.status for one in (first, second, third)] == ["pending", "pending", "failed"]
-    assert first.error.startswith("could not be sent, attempt 1 of 3: ")
-    assert third.error.startswith("could not be sent, attempt 3 of 3: ")
+    assert first.error.startswith("could not be sent: ")
+    assert third.error.startswith("could not be sent in 3 attempts: ")
+    assert (third.attempts, third.refusals) == (12, 3)
 
 
 def test_a_refused_delivery_that_is_retried_has_all_attempts_again(settings):
