@@ -116,10 +116,14 @@ blocked AS MATERIALIZED (
     SELECT l.id FROM locked l
     WHERE EXISTS (
         SELECT 1 FROM outbox_delivery p
-        WHERE p.handler = l.handler AND p.key = l.key AND p.key <> '' AND p.id <> l.id
-          AND (p.id < l.id OR p.status = 'dispatched')
+        WHERE p.handler = l.handler AND p.key = l.key AND p.key <> '' AND p.id < l.id
           AND p.status IN ('pending', 'dispatched', 'failed')
           AND (p.status <> 'failed' OR l.handler <> ALL(%(skipping)s::text[]))
+    ) OR EXISTS (
+        -- By an index of its own: a later one may have been sent, while this one was failed and then retried.
+        SELECT 1 FROM outbox_delivery p
+        WHERE p.handler = l.handler AND p.key = l.key AND p.key <> '' AND p.status = 'dispatched'
+          AND p.id <> l.id
     )
 )""",
     "first AS (SELECT * FROM locked l WHERE NOT EXISTS (SELECT 1 FROM blocked b WHERE b.id = l.id))",

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from django.db import connection
+from django.db.models.functions import Now
 
 import outbox
 from outbox.confirmations import confirm
@@ -220,6 +221,16 @@ def test_a_lane_is_released_without_reading_it(history: None, sent: bool) -> Non
         lane.filter(pk=lane.latest("pk").pk).update(status="dispatched", held="")
     with explained() as plans:
         assert Delivery.objects.release_lanes([("lane", "busy")], skipping=[]) == (not sent)
+    assert sum(map(pages, plans)) <= FEW_PAGES
+
+
+def test_the_head_of_a_lane_is_claimed_without_reading_what_is_behind_it(history: None) -> None:
+    lane = Delivery.objects.filter(handler="lane", key="busy")
+    Delivery.objects.filter(status="pending", held="").update(available_at=Now() + timedelta(days=1))
+    assert Delivery.objects.release_lanes([("lane", "busy")], skipping=[]) == 1
+    with explained() as plans:
+        claimed = claiming().take_lanes(skipping=[]).rows
+    assert [row.delivery_id for row in claimed] == [lane.earliest("pk").pk]
     assert sum(map(pages, plans)) <= FEW_PAGES
 
 
