@@ -13,6 +13,9 @@ from dramatiq.middleware import Retries
 
 from outbox.registry import registry
 
+# Django's own check of a JSON field asks SQLite whether it has JSON.
+pytestmark = pytest.mark.django_db
+
 
 def found(databases: tuple[str, ...] = ()) -> dict[str, CheckMessage]:
     """Return the messages of the outbox by id."""
