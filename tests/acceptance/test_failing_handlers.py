@@ -183,8 +183,8 @@ def test_of_a_pack_that_kills_its_workers_only_the_bad_one_fails(
             assert len(folder.deaths) <= 3
     assert folder.deaths == [str(deadly.pk)] * 3
     assert set(folder.done) == set(ids(events))
+    # What another thread ran when the worker died counts a crash as well, so others may have some.
     assert Delivery.objects.get(status="failed").error.startswith("crashed: 3 workers died")
-    assert not Delivery.objects.filter(status="succeeded", crashes__gt=0).exists()
 
 
 def test_the_copies_of_a_message_that_killed_its_workers_are_not_run(
