@@ -111,7 +111,7 @@ def test_as_long_as_one_process_is_well_the_others_are_started_again(
 
 
 def test_a_process_that_is_well_by_now_makes_up_for_its_early_deaths(
-    notes: Callable[[], list[str]], tmp_path: Path
+    notes: Callable[[], list[str]], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     # No time passes while it dies, and at each later look all that makes a long life.
     times = chain(repeat(0.0, 3 * DEATHS_TO_GIVE_UP), count(step=WELL_AFTER_S))
@@ -123,8 +123,10 @@ def test_a_process_that_is_well_by_now_makes_up_for_its_early_deaths(
     script = f"mkdir {tmp_path}/first 2>&- || {{ echo died >> $NOTES; exit 3; }}; {UNTIL_TOLD}"
     sender = once(lambda: len(notes()) > 2 * DEATHS_TO_GIVE_UP, signal.SIGTERM)
     supervisor = Supervisor(["sh", "-c", script], processes=2, make_restarts=places.__next__)
-    assert supervisor.run() == 0
+    # The other one may be about to die when it is told to end.
+    assert supervisor.run() in {0, 3}
     sender.join()
+    assert "giving up" not in caplog.text
 
 
 def test_a_command_that_cannot_start_is_given_up(caplog: pytest.LogCaptureFixture) -> None:
