@@ -12,7 +12,7 @@ from django.db import connections, models, transaction
 from django.db.models import Case, F, Q, Value, When
 from django.db.models.functions import Concat, Greatest, Least, Now
 
-from . import lanes
+from . import lanes, overdue
 from .recording import NewDelivery
 from .states import UNSETTLED, DeliveryStatus, Held
 
@@ -27,7 +27,6 @@ CRASHED = (
 MAX_ERROR_CHARS = 20_000
 
 EXPIRED = "expired before it was dispatched"
-NEVER_CONFIRMED = "never confirmed: {} dispatches, and no worker reported an outcome"
 
 
 _SETTLE = """
@@ -51,6 +50,8 @@ class DeliveryQuerySet(models.QuerySet["Delivery"]):
 
     release_lanes = lanes.release_lanes
     held_lanes = lanes.held_lanes
+    extend = overdue.extend
+    redeliver_overdue = overdue.redeliver_overdue
 
     def pending(self) -> DeliveryQuerySet:
         """Keep those that wait to be dispatched, due or not."""
@@ -220,38 +221,6 @@ class DeliveryQuerySet(models.QuerySet["Delivery"]):
             failing = dict(spent.values_list("pk", "handler"))
             spent.fail(CRASHED.format(max_crashes))
         return failing
-
-    def extend(self, timeout: timedelta) -> int:
-        """Wait longer for the confirmation of overdue deliveries."""
-        with transaction.atomic(using=self.db):
-            ids = list(self.overdue()._unlocked().values_list("pk", flat=True))
-            return self.filter(pk__in=ids).update(confirm_by=Now() + timeout)
-
-    def redeliver_overdue(self, *, limit: int, max_redeliveries: int) -> tuple[int, int]:
-        """Send again what was never confirmed, or fail it once that has been tried often enough.
-
-        Returns:
-            How many went back to pending, and how many failed.
-        """
-        rows = self.overdue().order_by("confirm_by")._unlocked()
-        with transaction.atomic(using=self.db):
-            overdue = dict(rows.values_list("pk", "redeliveries")[:limit])
-            spent = [pk for pk, redeliveries in overdue.items() if redeliveries >= max_redeliveries]
-            failed = self.filter(pk__in=spent).fail(NEVER_CONFIRMED.format(max_redeliveries + 1))
-            again = self.filter(pk__in=overdue.keys() - set(spent)).update(
-                status=DeliveryStatus.PENDING,
-                available_at=Now(),
-                held="",
-                confirm_by=None,
-                redeliveries=F("redeliveries") + 1,
-            )
-        return again, failed
-
-    def _unlocked(self) -> DeliveryQuerySet:
-        """Lock rows for this transaction, passing over those that a transactional handler has locked."""
-        if connections[self.db].features.has_select_for_update_skip_locked:
-            return self.select_for_update(skip_locked=True)
-        return self
 
     def retry(self) -> int:
         """Give failed deliveries a fresh start, on an operator's word."""
