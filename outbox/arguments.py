@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from django.utils import timezone
 
 from .errors import InvalidKey, InvalidTime, PayloadTooLarge
+from .serialization.json import text_fault
 
 MAX_KEY_LENGTH = 255
 
@@ -17,9 +18,10 @@ def check_key(name: str, key: object) -> None:
     Raises:
         InvalidKey: with the offending value.
     """
-    if not isinstance(key, str) or len(key) > MAX_KEY_LENGTH or "\0" in key:
+    if not isinstance(key, str) or len(key) > MAX_KEY_LENGTH or text_fault(key):
         raise InvalidKey(
-            f"{name} {key!r} must be a string of at most {MAX_KEY_LENGTH} characters without NUL"
+            f"{name} {key!r} must be a string of at most {MAX_KEY_LENGTH} characters "
+            "without NUL and lone surrogates"
         )
 
 

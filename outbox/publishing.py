@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime, timedelta
+from functools import lru_cache
 from itertools import groupby
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -18,12 +19,14 @@ from .arguments import check_key, check_size, due_at, expiry
 from .conf import OutboxSettings, get_settings
 from .contexts import headers_for
 from .errors import NotInTransaction, UnknownDatabase
-from .models import Delivery, Event, NewDelivery, NewEvent, record_events
+from .models import NO_HEADERS, Delivery, Event, NewDelivery, NewEvent, record_event, record_events
 from .registry import Handler, registry
 from .serialization import dump_json
 from .topics import check_topic
 from .uuid7 import uuid7
 from .wakeup import wake_after
+
+_AS_IT_IS = nullcontext()
 
 
 class EventData(NamedTuple):
@@ -86,7 +89,13 @@ def publish_many(events: Iterable[EventData | Mapping[str, Any]], *, using: str 
     settings = get_settings()
     connection = _writable(using, settings)
     new = [_prepare(data, settings) for data in map(_as_data, events)]
-    return _record(new, connection, settings)
+    if not new:
+        return []
+    with _in_transaction(connection):
+        ids = _write(new, connection)
+        if settings.listen and any(event.deliveries for event in new):
+            wake_after(connection)
+    return [_event(pk, event, connection.alias) for pk, event in zip(ids, new, strict=True)]
 
 
 async def apublish(topic: str, payload: Any = None, **options: Any) -> Event:
@@ -107,7 +116,12 @@ def _publish(data: EventData, handlers: Sequence[Handler] | None, using: str | N
     # Settings and connection are looked up once and handed on: a look-up costs as much as a small function.
     settings = get_settings()
     connection = _writable(using, settings)
-    return _record([_prepare(data, settings, handlers)], connection, settings)[0]
+    new = _prepare(data, settings, handlers)
+    with _in_transaction(connection):
+        pk = record_event(new, connection)
+        if new.deliveries and settings.listen:
+            wake_after(connection)
+    return _event(pk, new, connection.alias)
 
 
 def _as_data(given: EventData | Mapping[str, Any]) -> EventData:
@@ -143,7 +157,7 @@ def _prepare(
         check_key("dedup_key", data.dedup_key)
     payload = dump_json(data.payload)
     headers = headers_for(data.headers)
-    headers_text = dump_json(headers, path="headers") if headers else "{}"
+    headers_text = dump_json(headers, path="headers") if headers else NO_HEADERS
     check_size(data.topic, payload, headers_text, settings.max_payload_bytes)
     if handlers is None:
         handlers = registry.subscribed_to(data.topic)
@@ -154,43 +168,38 @@ def _prepare(
         payload=payload,
         headers=headers_text,
         dedup_key=data.dedup_key,
-        deliveries=[delivery_to(handler, data.key) for handler in handlers],
+        deliveries=_deliveries_to(tuple(handlers)),
         due=due_at(data.delay, data.eta),
         expires=expiry(data.expires),
     )
 
 
-def delivery_to(handler: Handler, key: str) -> NewDelivery:
-    """Return the delivery of an event with a key to a handler."""
-    lane = key if handler.ordered else ""
+@lru_cache(maxsize=1024)
+def _deliveries_to(handlers: tuple[Handler, ...]) -> tuple[NewDelivery, ...]:
+    return tuple(map(delivery_to, handlers))
+
+
+def delivery_to(handler: Handler) -> NewDelivery:
+    """Return the delivery of an event to a handler."""
     if handler.batch is None:
-        return NewDelivery(handler.name, handler.queue, lane)
+        return NewDelivery(handler.name, handler.queue, handler.ordered)
     held = Delivery.Held.BATCH.value
-    return NewDelivery(handler.name, handler.queue, lane, held=held, wait=handler.batch.wait)
+    return NewDelivery(handler.name, handler.queue, handler.ordered, held=held, wait=handler.batch.wait)
 
 
-def _record(
-    events: Sequence[NewEvent], connection: BaseDatabaseWrapper, settings: OutboxSettings
-) -> list[Event]:
-    if not events:
-        return []
-    alias = connection.alias
-    # Within the caller's transaction; without one, all of them or none.
-    with nullcontext() if connection.in_atomic_block else transaction.atomic(using=alias):
-        ids = _write(events, alias)
-        if settings.listen and any(event.deliveries for event in events):
-            wake_after(connection)
-    return [_event(pk, event, alias) for pk, event in zip(ids, events, strict=True)]
+def _in_transaction(connection: BaseDatabaseWrapper) -> AbstractContextManager[None]:
+    """Return the caller's transaction, or else one of our own: all is written, or nothing."""
+    return _AS_IT_IS if connection.in_atomic_block else transaction.atomic(using=connection.alias)
 
 
-def _write(events: Sequence[NewEvent], alias: str) -> list[UUID]:
+def _write(events: Sequence[NewEvent], connection: BaseDatabaseWrapper) -> list[UUID]:
     ids = list[UUID]()
     for once, some in groupby(events, key=_has_dedup_key):
         if once:
-            ids += [Event.objects.using(alias).record_once(event) for event in some]
+            ids += [record_event(event, connection) for event in some]
         else:
             run = list(some)
-            record_events(run, alias)
+            record_events(run, connection)
             ids += [event.id for event in run]
     return ids
 
@@ -200,8 +209,8 @@ def _has_dedup_key(event: NewEvent) -> bool:
 
 
 def _event(pk: UUID, new: NewEvent, alias: str) -> Event:
-    # The other fields are read on first use: created_at is the database's to say, and most callers want
-    # no more than the id.
+    # created_at is the database's to say, and most callers want no more than the id.
+    event = Event.written(alias, pk, new.topic)
     if pk == new.id:
-        return Event.from_db(alias, ("id", "topic", "key"), new[:3])
-    return Event.from_db(alias, ("id", "topic"), (pk, new.topic))
+        event.key = new.key
+    return event

@@ -55,7 +55,8 @@ class Batching:
             raise RegistrationError(f"batch_wait {self.wait!r} is negative; give a positive timedelta")
 
 
-@dataclass(frozen=True, kw_only=True)
+# A handler is equal to itself alone, so that what is kept for one is found by its address.
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Manner:
     """How events are delivered to a handler.
 
@@ -90,7 +91,7 @@ class Manner:
             raise RegistrationError(f"pack {self.pack!r} must be between 1 and {MAX_PACK}")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Handler(Manner):
     """One function that events are delivered to, and the Dramatiq actor that runs it.
 

@@ -9,32 +9,54 @@ from typing import Any, ClassVar
 from uuid import UUID
 
 from django.db import connections, models, transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import Exists, OuterRef
+from django.db.models.base import ModelState
 from django.db.models.functions import Now
 from django.utils.translation import gettext_lazy as _
 
 from ..registry import registry
 from ..uuid7 import uuid7
 from ..versions import UNWRITTEN, WRITTEN
-from . import recording
-from .recording import RECORD_CHUNK, NewEvent
+from . import copying, recording
+from .recording import NewEvent
 
 MAX_TOPIC_LENGTH = 200
 MAX_KEY_LENGTH = 255
 
+# Large enough that round trips vanish, small enough that the rows of a chunk take little memory.
+RECORD_CHUNK = 5000
 
-def record_events(events: Sequence[NewEvent], database: str) -> None:
-    """Write events and their deliveries in the current transaction.
 
-    On PostgreSQL this is one round trip per `RECORD_CHUNK` events.
+# No methods of a queryset: making one costs a tenth of what a publish does outside of the database.
+
+
+def record_event(event: NewEvent, connection: BaseDatabaseWrapper) -> UUID:
+    """Write an event and its deliveries in the current transaction; return its id.
+
+    If it has a dedup key that is taken, nothing is written, and the id is that of the event that has it.
     """
-    # No method of a queryset: making one costs a tenth of what a publish does outside of the database.
+    if event.dedup_key is not None:
+        pk: UUID = Event.objects.using(connection.alias).record_once(event)
+        return pk
+    if connection.vendor == "postgresql":
+        recording.record_one(event, connection)
+    else:
+        Event.objects.using(connection.alias).record_portably([event])
+    return event.id
+
+
+def record_events(events: Sequence[NewEvent], connection: BaseDatabaseWrapper) -> None:
+    """Write events without dedup keys, and their deliveries, in the current transaction."""
     for start in range(0, len(events), RECORD_CHUNK):
         chunk = events[start : start + RECORD_CHUNK]
-        if connections[database].vendor == "postgresql":
-            recording.record(chunk, database)
+        if connection.vendor != "postgresql":
+            Event.objects.using(connection.alias).record_portably(chunk)
+        elif len(chunk) > copying.FEW:
+            copying.copy(chunk, connection)
         else:
-            Event.objects.using(database).record_portably(chunk)
+            for event in chunk:
+                recording.record_one(event, connection)
 
 
 class EventQuerySet(models.QuerySet["Event"]):
@@ -47,8 +69,9 @@ class EventQuerySet(models.QuerySet["Event"]):
         """
         same = self.filter(topic=event.topic, dedup_key=event.dedup_key)
         while True:
-            if connections[self.db].vendor == "postgresql":
-                written = recording.record_once(event, self.db)
+            connection = connections[self.db]
+            if connection.vendor == "postgresql":
+                written = recording.record_once(event, connection)
             elif written := not same.exists():
                 self.record_portably([event])
             if written:
@@ -113,7 +136,7 @@ class EventQuerySet(models.QuerySet["Event"]):
                 event_id=event.id,
                 handler=new.handler,
                 queue=new.queue,
-                key=new.key,
+                key=new.lane(event.key),
                 held=new.held,
                 available_at=_moment(event.due) + new.wait,
                 expires_at=None if event.expires is None else _moment(event.expires),
@@ -156,6 +179,21 @@ class Event(models.Model):
 
     def __str__(self) -> str:
         return f"{self.topic} {self.id}"
+
+    @classmethod
+    def written(cls, database: str, pk: UUID, topic: str) -> Event:
+        """Return an event of the database whose other fields are read on first use.
+
+        It is what `from_db` makes of these fields, but in a tenth of the time: without a look at every other
+        field, and without `pre_init` and `post_init`.
+        """
+        event = cls.__new__(cls)
+        event._state = ModelState()
+        event._state.adding = False
+        event._state.db = database
+        event.id = pk
+        event.topic = topic
+        return event
 
     def cancel(self, reason: str = "cancelled") -> int:
         """Discard the deliveries that are not dispatched yet, in the current transaction; return how many."""

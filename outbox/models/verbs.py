@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import UUID
 
 from django.db import connections, models, transaction
-from django.db.models import Case, F, Q, Value, When
+from django.db.models import Case, F, Value, When
 from django.db.models.functions import Concat, Greatest, Least, Now
 
 from . import lanes, overdue
 from .recording import NewDelivery
+from .selections import Selections
 from .states import UNSETTLED, DeliveryStatus, Held
-
-if TYPE_CHECKING:
-    from .delivery import Delivery  # noqa: F401  # within quotes below
 
 CRASHED = (
     "crashed: {} workers died while they ran it, out of memory, of a segmentation fault or killed; "
@@ -45,55 +43,13 @@ def storable(text: str) -> str:
     return text[-MAX_ERROR_CHARS:].replace("\0", "\\0").encode("utf-8", "replace").decode()
 
 
-class DeliveryQuerySet(models.QuerySet["Delivery"]):
+class DeliveryQuerySet(Selections):
     """Verbs on deliveries: each is one statement, and each says which states it starts from."""
 
     release_lanes = lanes.release_lanes
     held_lanes = lanes.held_lanes
     extend = overdue.extend
     redeliver_overdue = overdue.redeliver_overdue
-
-    def pending(self) -> DeliveryQuerySet:
-        """Keep those that wait to be dispatched, due or not."""
-        return self.filter(status=DeliveryStatus.PENDING)
-
-    def due(self, queues: Iterable[str] = ()) -> DeliveryQuerySet:
-        """Keep those that a relay may claim now, in the order in which it does."""
-        due = self.pending().filter(held="", available_at__lte=Now()).order_by("available_at", "id")
-        return due.filter(queue__in=list(queues)) if queues else due
-
-    def held_for(self, handler: str, wait: timedelta) -> DeliveryQuerySet:
-        """Keep those of a batched handler whose events are due, in the order in which they are."""
-        held = self.pending().filter(held=Held.BATCH, handler=handler)
-        return held.filter(available_at__lte=Now() + wait).order_by("available_at", "id")
-
-    def unconfirmed(self) -> DeliveryQuerySet:
-        """Keep those handed to the broker whose outcome is not known yet."""
-        return self.filter(status=DeliveryStatus.DISPATCHED)
-
-    def overdue(self) -> DeliveryQuerySet:
-        """Keep those whose confirmation should have come by now."""
-        return self.unconfirmed().filter(confirm_by__lt=Now())
-
-    def crashed(self) -> DeliveryQuerySet:
-        """Keep those that a worker died of, unless they are settled."""
-        return self.filter(crashes__gt=0, status__in=UNSETTLED)
-
-    def failed(self) -> DeliveryQuerySet:
-        """Keep those that wait for an operator."""
-        return self.filter(status=DeliveryStatus.FAILED)
-
-    def still_needed(self, failed_retention: timedelta) -> DeliveryQuerySet:
-        """Keep those whose event must not be pruned: unfinished, or failed not long ago."""
-        unfinished = Q(status__in=(DeliveryStatus.PENDING, DeliveryStatus.DISPATCHED))
-        return self.filter(
-            unfinished | Q(status=DeliveryStatus.FAILED, finished_at__gt=Now() - failed_retention)
-        )
-
-    def prunable(self, failed_retention: timedelta) -> DeliveryQuerySet:
-        """Keep those that are done with."""
-        done = Q(status__in=(DeliveryStatus.SUCCEEDED, DeliveryStatus.DISCARDED))
-        return self.filter(done | Q(status=DeliveryStatus.FAILED, finished_at__lte=Now() - failed_retention))
 
     def mark_dispatched(self, confirm_timeout: timedelta | None) -> int:
         """Record that pending deliveries go to the broker; without a timeout nobody will confirm them."""
@@ -189,13 +145,6 @@ class DeliveryQuerySet(models.QuerySet["Delivery"]):
         """Stop holding deliveries; what was due is so from now on, where relays look for what is new."""
         return self.update(held="", available_at=Greatest("available_at", Now()))
 
-    def lane(self, handler: str, key: str, *, skipping: Sequence[str]) -> DeliveryQuerySet:
-        """Keep the unfinished deliveries of a lane, first in first; a failed one blocks unless skipped."""
-        blocking = [DeliveryStatus.PENDING, DeliveryStatus.DISPATCHED]
-        if handler not in skipping:
-            blocking.append(DeliveryStatus.FAILED)
-        return self.filter(handler=handler, key=key, status__in=blocking).exclude(key="").order_by("id")
-
     def fail(self, error: str) -> int:
         """End deliveries as failed, with the reason."""
         return self.update(
@@ -239,18 +188,22 @@ class DeliveryQuerySet(models.QuerySet["Delivery"]):
             confirm_by=None,
         )
 
-    def replay(self, deliveries: Iterable[tuple[UUID, NewDelivery]]) -> int:
-        """Write new deliveries of old events, as if they were published now, on an operator's word."""
+    def replay(self, deliveries: Iterable[tuple[UUID, str, NewDelivery]]) -> int:
+        """Write new deliveries of old events, as if they were published now, on an operator's word.
+
+        Args:
+            deliveries: each with the id and the key of its event.
+        """
         new = [
             self.model(
                 event_id=event_id,
                 handler=to.handler,
                 queue=to.queue,
-                key=to.key,
+                key=to.lane(key),
                 held=to.held,
                 available_at=Now() + to.wait,
             )
-            for event_id, to in deliveries
+            for event_id, key, to in deliveries
         ]
         self.bulk_create(new, batch_size=1000)
         return len(new)

@@ -9,6 +9,7 @@ from datetime import date, time
 from decimal import Decimal
 from enum import Enum
 from math import isfinite
+from types import NoneType
 from typing import Any, NoReturn
 from uuid import UUID
 
@@ -21,6 +22,7 @@ from outbox.errors import InvalidPayload
 MAX_DEPTH = 200
 _MAX_PATH = 200
 _CONTAINERS = (dict, list, tuple)
+_PLAIN = frozenset({str, int, float, bool, NoneType})
 
 _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
@@ -74,7 +76,8 @@ def _check_keys(value: Any, depth: int) -> None:
         "".join(value)
         value = value.values()
     for item in value:
-        if isinstance(item, _CONTAINERS):
+        # Most are plain, which is told in half the time.
+        if type(item) not in _PLAIN and isinstance(item, _CONTAINERS):
             _check_keys(item, depth + 1)
 
 

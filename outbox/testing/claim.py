@@ -20,7 +20,9 @@ from outbox.registry import Batching, registry
 
 # The one place besides the command where the app needs the relay: tests are worth what their messages are.
 from relay.batches import OutgoingBatch
-from relay.messages import Claimed, Kind, Outgoing
+from relay.claimed import Claimed
+from relay.messages import Outgoing
+from relay.splicing import Kind, Template
 
 
 @dataclass(frozen=True)
@@ -66,11 +68,9 @@ class Letter:
         """
         handler = registry.get(self.handler)
         claimed = self._claimed()
-        if self.batched:
-            outgoing: Outgoing = OutgoingBatch(claimed, actor=handler.actor, database=self.database)
-        else:
-            kind: Kind = "actor" if handler.kind == "actor" else "event"
-            outgoing = Outgoing(claimed[0], actor=handler.actor, kind=kind, database=self.database)
+        kind: Kind = "actor" if handler.kind == "actor" else "event"
+        template = Template(self.handler, actor=handler.actor, kind=kind, database=self.database)
+        outgoing = OutgoingBatch(claimed, template) if self.batched else Outgoing(claimed[0], template)
         return dramatiq.Message.decode(outgoing.body())
 
     def _rows(self, deliveries: Sequence[Delivery]) -> DeliveryQuerySet:
@@ -170,7 +170,7 @@ def _locked(rows: DeliveryQuerySet, limit: int) -> list[Delivery]:
 def _claimed(delivery: Delivery, event: Event) -> Claimed:
     return Claimed(
         delivery_id=delivery.pk,
-        event_id=delivery.event_id,
+        event_id=str(delivery.event_id),
         handler=delivery.handler,
         queue=delivery.queue,
         key=event.key,

@@ -4,11 +4,17 @@ import re
 import threading
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
+from uuid import UUID
+from zoneinfo import ZoneInfo
 
 import pytest
 from asgiref.sync import async_to_sync
-from django.db import connection, transaction
+from django.db import IntegrityError, connection, transaction
+from django.db.transaction import TransactionManagementError
 from django.test.utils import CaptureQueriesContext
+from hypothesis import HealthCheck, example, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 
 import outbox
 from outbox import EventData, apublish, publish, publish_many
@@ -22,6 +28,7 @@ from outbox.errors import (
     UnknownDatabase,
 )
 from outbox.models import Delivery, Event
+from outbox.registry import registry
 from tests.testapp.models import Order, Shipment
 from tests.testapp.signals import order_paid
 from tests.testapp.tasks import resize
@@ -89,18 +96,171 @@ def test_an_event_and_all_its_deliveries_take_one_statement():
 
 
 @pytest.mark.postgres
-def test_many_events_take_one_statement_and_keep_their_order():
-    eta = datetime(2040, 1, 1, tzinfo=UTC)
-    data = [EventData("test.recorded", {"n": n}, key=f"k{n}") for n in range(50)]
+def test_many_events_take_two_copies_and_keep_their_order():
     with transaction.atomic(), CaptureQueriesContext(connection) as queries:
-        events = publish_many([*data, {"topic": "test.late", "eta": eta}])
-    assert len(queries) == 1
-    assert [
-        event.payload.get("n") for event in Event.objects.filter(topic="test.recorded").order_by("pk")
-    ] == list(range(50))
+        events = publish_many(EventData("test.recorded", {"n": n}, key=f"k{n}") for n in range(50))
+    assert [query["sql"].split("(")[0] for query in queries] == [
+        "COPY outbox_event ",
+        "COPY outbox_delivery ",
+    ]
+    assert [event.payload["n"] for event in Event.objects.order_by("pk")] == list(range(50))
     by_insertion = Delivery.objects.filter(handler="record").order_by("pk").values_list("event_id", flat=True)
-    assert list(by_insertion) == [event.pk for event in events[:50]]
-    assert Delivery.objects.get(event=events[-1]).available_at == eta
+    assert list(by_insertion) == [event.pk for event in events]
+
+
+@pytest.mark.postgres
+def test_times_among_many_take_one_statement_more_and_stay_with_their_events():
+    eta, last = datetime(2040, 1, 1, tzinfo=UTC), datetime(2050, 1, 1, tzinfo=UTC)
+    # One clock time, of two moments.
+    summer, winter = (datetime(2030, 10, 27, 2, 30, tzinfo=ZoneInfo("Europe/Berlin"), fold=n) for n in (0, 1))
+    times = [{}, {"eta": eta, "expires": last}, {"eta": summer}, {"eta": winter}, {"expires": last}]
+    with transaction.atomic(), CaptureQueriesContext(connection) as queries:
+        events = publish_many([{"topic": "test.recorded", **given} for given in times * 10])
+    assert len(queries) == 3
+    rows = list(Delivery.objects.filter(handler="record").order_by("pk"))
+    assert [row.event_id for row in rows] == [event.pk for event in events]
+    assert [row.expires_at for row in rows] == [None, last, None, None, last] * 10
+    at_once = rows[0].available_at
+    due = [at_once, eta, datetime(2030, 10, 27, 0, 30, tzinfo=UTC), datetime(2030, 10, 27, 1, 30, tzinfo=UTC)]
+    assert [row.available_at for row in rows] == [*due, at_once] * 10
+    assert timedelta() <= at_once - events[0].created_at < timedelta(minutes=1)
+
+
+@pytest.mark.postgres
+def test_a_few_events_take_as_many_round_trips_as_two_copies_at_most():
+    with transaction.atomic(), CaptureQueriesContext(connection) as queries:
+        publish_many([EventData("test.recorded")] * 4)
+    assert len(queries) == 4
+
+
+@pytest.mark.postgres
+def test_a_chunk_ends_between_two_events(monkeypatch):
+    monkeypatch.setattr("outbox.models.event.RECORD_CHUNK", 10)
+    with transaction.atomic():
+        events = publish_many(EventData("test.recorded", n) for n in range(21))
+    by_insertion = Delivery.objects.filter(handler="record").order_by("pk").values_list("event_id", flat=True)
+    assert list(by_insertion) == [event.pk for event in events]
+
+
+TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=255) | st.sampled_from(
+    ["", "\\N", "\\.", "\\", "\\\\t", "a\tb", "\n", "\r\n", "\x0b\x0c\b", "'\"%s", "ü\u2028😀"]
+)
+
+
+@pytest.mark.postgres
+@hypothesis_settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(texts=st.lists(st.tuples(TEXT, TEXT, TEXT), min_size=5, max_size=8))
+@example(texts=[("\\N", "\\N", "\\N")] * 5)
+def test_whatever_text_many_events_have_is_kept(texts):
+    with transaction.atomic():
+        events = publish_many(
+            EventData("test.keyed", {payload: [payload]}, key=key, headers={"h": header})
+            for key, payload, header in texts
+        )
+    stored = Event.objects.in_bulk([event.pk for event in events])
+    assert [(row.key, row.payload, row.headers) for row in (stored[event.pk] for event in events)] == [
+        (key, {payload: [payload]}, {"h": header}) for key, payload, header in texts
+    ]
+
+
+@pytest.mark.postgres
+def test_an_error_of_many_events_is_one_of_djangos_and_leaves_nothing(monkeypatch):
+    monkeypatch.setattr("outbox.publishing.uuid7", lambda: UUID(int=7))
+    with transaction.atomic():
+        with pytest.raises(IntegrityError, match="outbox_event"), transaction.atomic():
+            publish_many([EventData("test.recorded")] * 9)
+        assert not Event.objects.exists()
+
+
+@pytest.mark.postgres
+def test_many_events_in_a_broken_transaction_are_refused_as_djangos_own_statements_are():
+    with transaction.atomic():
+        with pytest.raises(TransactionManagementError):
+            transaction.set_rollback(True)
+            publish_many([EventData("test.recorded")] * 9)
+        transaction.set_rollback(True)
+    assert not Event.objects.exists()
+
+
+@pytest.mark.postgres
+def test_many_events_are_encoded_as_the_connection_asks_and_what_cannot_be_ends_the_transaction():
+    with transaction.atomic():
+        with connection.cursor() as cursor:
+            cursor.execute("SET LOCAL client_encoding TO LATIN1")
+        publish_many([EventData("test.recorded", key="ü")] * 9)
+        with pytest.raises(UnicodeEncodeError), transaction.atomic():
+            publish_many([EventData("test.recorded", key="€")] * 9)
+        assert set(Event.objects.values_list("key", flat=True)) == {"ü"}
+        with pytest.raises(UnicodeEncodeError):
+            publish_many([EventData("test.recorded", key="€")] * 9)
+        with pytest.raises(TransactionManagementError):
+            publish("test.recorded")
+    assert not Event.objects.exists()
+
+
+@pytest.mark.postgres
+def test_many_events_that_nobody_is_to_get_later_are_kept():
+    with transaction.atomic():
+        publish_many([EventData("nobody.listens", delay=timedelta(hours=1))] * 9)
+    assert (Event.objects.count(), Delivery.objects.count()) == (9, 0)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"key": "order-7"},
+        {"headers": {"tenant": "a"}},
+        {"delay": timedelta(hours=1), "key": "order-7"},
+        {"eta": datetime(2030, 1, 1, tzinfo=UTC), "expires": datetime(2031, 1, 1, tzinfo=UTC)},
+        {"delay": timedelta(hours=1), "expires": timedelta(hours=2)},
+    ],
+)
+def test_an_event_by_itself_leaves_the_rows_of_one_among_many(given, odd_handlers):
+    with transaction.atomic():
+        alone = publish("odd.one", {"order": 7}, **given)
+        first, *_others = publish_many([EventData("odd.one", {"order": 7}, **given)] * 9)
+        once = publish("odd.one", {"order": 7}, dedup_key="one", **given)
+    assert rows_of(alone) == rows_of(first) == rows_of(once)
+    assert [row["handler"] for row in rows_of(alone)] == odd_handlers
+
+
+def rows_of(event: Event) -> list[dict[str, object]]:
+    """Return the deliveries of an event, their times as distances from its own."""
+    stored = Event.objects.get(pk=event.pk)
+    return [
+        {
+            "event": (stored.topic, stored.key, stored.payload, stored.headers, stored.version),
+            "handler": row.handler,
+            "queue": row.queue,
+            "key": row.key,
+            "held": row.held,
+            "due": within_a_minute(row.available_at, stored),
+            "expires": row.expires_at and within_a_minute(row.expires_at, stored),
+        }
+        for row in event.deliveries.order_by("pk")
+    ]
+
+
+def within_a_minute(moment: datetime, event: Event) -> int:
+    return round((moment - event.created_at) / timedelta(minutes=1))
+
+
+@pytest.fixture
+def odd_handlers():
+    """Declare handlers of every manner, whose names are hard on a statement; return the names."""
+    names = ["odd 100% sure", "odd it's", "odd \\ %(id)s", "odd batch"]
+    manners = [{}, {}, {"ordered": True}, {"batch_size": 5, "batch_wait": timedelta(minutes=3)}]
+    for name, manner in zip(names, manners, strict=True):
+
+        @outbox.handler("odd.*", name=name, **manner)
+        def nothing(event): ...
+
+    yield names
+    for name in names:
+        registry.remove(name)
 
 
 def test_publish_many_of_nothing_writes_nothing():
@@ -181,9 +341,9 @@ def test_a_malformed_topic_is_refused(topic):
         publish(topic)
 
 
-@pytest.mark.parametrize("key", [7, None, "x" * 256, "a\0b"])
+@pytest.mark.parametrize("key", [7, None, "x" * 256, "a\0b", "a\ud800b"])
 def test_a_malformed_key_is_refused_with_what_a_key_must_be(key):
-    fact = rf"^key {re.escape(repr(key))} must be a string of at most 255 characters without NUL$"
+    fact = rf"^key {re.escape(repr(key))} must be a string of at most 255 characters without NUL and lone "
     with transaction.atomic(), pytest.raises(InvalidKey, match=fact):
         publish("test.recorded", key=key)
 
@@ -313,7 +473,7 @@ def test_a_delay_of_a_transactional_actor_may_be_milliseconds():
 @pytest.mark.postgres
 def test_a_transaction_wakes_the_relay_once(monkeypatch):
     woken = []
-    monkeypatch.setattr("outbox.wakeup.wake", woken.append)
+    monkeypatch.setattr("outbox.wakeup.wake", lambda using, **_: woken.append(using))
     with transaction.atomic():
         publish("test.recorded")
         with transaction.atomic():
@@ -325,7 +485,7 @@ def test_a_transaction_wakes_the_relay_once(monkeypatch):
 @pytest.mark.postgres
 def test_a_hook_of_a_rolled_back_savepoint_does_not_keep_the_next_one_from_waking(monkeypatch):
     woken = []
-    monkeypatch.setattr("outbox.wakeup.wake", woken.append)
+    monkeypatch.setattr("outbox.wakeup.wake", lambda using, **_: woken.append(using))
     with transaction.atomic():
         with pytest.raises(Boom), transaction.atomic():
             publish("test.recorded")
@@ -337,7 +497,7 @@ def test_a_hook_of_a_rolled_back_savepoint_does_not_keep_the_next_one_from_wakin
 @pytest.mark.postgres
 def test_a_rolled_back_transaction_wakes_nobody(monkeypatch):
     woken = []
-    monkeypatch.setattr("outbox.wakeup.wake", woken.append)
+    monkeypatch.setattr("outbox.wakeup.wake", lambda using, **_: woken.append(using))
     with pytest.raises(Boom), transaction.atomic():
         publish("test.recorded")
         raise Boom

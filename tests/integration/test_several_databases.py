@@ -98,7 +98,7 @@ def test_a_default_database_that_is_not_served_is_refused(settings):
 
 def test_each_alias_is_woken_once_per_transaction(monkeypatch):
     woken = []
-    monkeypatch.setattr("outbox.wakeup.wake", woken.append)
+    monkeypatch.setattr("outbox.wakeup.wake", lambda using, **_: woken.append(using))
     with transaction.atomic(using="second"):
         with transaction.atomic():
             for using in (*BOTH, *BOTH):

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
+from functools import cache
 from types import SimpleNamespace
 
 import dramatiq
@@ -17,6 +18,7 @@ import outbox
 from outbox import wakeup
 from outbox.confirmations import confirmations
 from outbox.models import Delivery
+from outbox.quiet import Quiet
 from outbox.registry import registry
 from relay.loop import Relay, RelayOptions
 from relay.stopping import Stop
@@ -122,6 +124,7 @@ def test_a_busy_process_notifies_twenty_times_a_second_at_most(handlers, monkeyp
     clock = SimpleNamespace(now=time.monotonic(), monotonic=lambda: clock.now)
     monkeypatch.setattr(wakeup, "time", clock)
     monkeypatch.setattr(wakeup, "_last_notified", {})
+    monkeypatch.setattr(wakeup, "quiet_of", cache(lambda _database: Quiet(bytearray(8))))
     with counted() as statements:
         for _commit in range(400):
             publish("counted.x")
@@ -130,3 +133,18 @@ def test_a_busy_process_notifies_twenty_times_a_second_at_most(handlers, monkeyp
     assert texts.count("COMMIT") == 400
     # In two seconds.
     assert 30 <= sum(text.startswith("NOTIFY") for text in texts) <= 40
+
+
+def test_a_host_of_many_processes_notifies_a_hundred_times_a_second_at_most(handlers, monkeypatch):
+    clock = SimpleNamespace(now=time.monotonic(), monotonic=lambda: clock.now)
+    monkeypatch.setattr(wakeup, "time", clock)
+    monkeypatch.setattr(wakeup, "quiet_of", cache(lambda _database: Quiet(bytearray(8))))
+    with counted() as statements:
+        for _commit in range(400):
+            # As if it were another process each time.
+            monkeypatch.setattr(wakeup, "_last_notified", {})
+            publish("counted.x")
+            clock.now += 0.005
+        texts = statements.texts()
+    assert texts.count("COMMIT") == 400
+    assert 100 <= texts.count("NOTIFY outbox_wakeup") <= 201

@@ -67,7 +67,7 @@ def _state() -> dict[str, Any]:
     from django.db.migrations.recorder import MigrationRecorder
 
     from outbox.versions import NEWEST
-    from relay.messages import Claimed
+    from relay.claimed import Claimed
 
     applied = MigrationRecorder.Migration.objects.filter(app="outbox").values_list("name", flat=True)
     return {

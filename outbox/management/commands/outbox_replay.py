@@ -115,15 +115,15 @@ def _replay(
         if not dry_run:
             deliveries.replay(new)
             wake_on_commit(database)
-    return Counter(delivery.handler for _event_id, delivery in new)
+    return Counter(delivery.handler for _event_id, _key, delivery in new)
 
 
 def _new_deliveries(
     events: Sequence[OldEvent], deliveries: Any, only: Handler | None
-) -> list[tuple[UUID, NewDelivery]]:
+) -> list[tuple[UUID, str, NewDelivery]]:
     addressed = _addressed(events, deliveries)
     return [
-        (event.id, delivery_to(handler, event.key))
+        (event.id, event.key, delivery_to(handler))
         for event in events
         for handler in dict.fromkeys([*registry.subscribed_to(event.topic), *addressed[event.id]])
         if only is None or handler is only
