@@ -79,9 +79,8 @@ def headers_for(given: Mapping[str, Any] | None) -> dict[str, Any]:
     headers = dict(given or ())
     for name in RESERVED_HEADERS.intersection(headers):
         raise InvalidPayload(f"headers[{name!r}]", "the name is reserved; add fields with outbox.context()")
-    fields = current_context()
-    if fields:
-        headers["context"] = fields
+    if _context.get():
+        headers["context"] = current_context()
     cause = _event.get()
     if cause is not None:
         headers["correlation_id"] = cause.correlation_id

@@ -17,12 +17,15 @@ from hashlib import sha256
 from django.db import Error, connections
 
 from .conf import get_settings
-from .journal import Journal, folder_for, left_behind
+from .folders import own_folder
+from .journal import Journal, left_behind
 from .lifecycle import delivery_failed
 from .models import CRASHED, Delivery
 from .runs import Run
 
 logger = logging.getLogger(__name__)
+
+FOLDER = "outbox-crashes"
 
 # Redis gives back what a dead worker had after a minute by default; RabbitMQ does at once, but marks it.
 LOOK_INTERVAL_S = 10.0
@@ -67,9 +70,12 @@ class Crashes:
         if not settings.confirm or not settings.max_crashes:
             return
         try:
-            self._journal = Journal(folder_for(settings.crash_dir), _site())
+            self._journal = Journal(own_folder(settings.crash_dir, FOLDER), _site())
         except OSError as problem:
-            logger.warning("no journal, so messages that kill this worker are not noticed: %s", problem)
+            logger.warning(
+                "no journal, so messages that kill this worker are not noticed; set OUTBOX['CRASH_DIR']: %s",
+                problem,
+            )
         self._thread = threading.Thread(
             target=self._run, args=(self._looked, self._stop), name="outbox-crashes", daemon=True
         )
@@ -136,7 +142,7 @@ crashes = Crashes()
 
 def _count_crashes() -> None:
     settings = get_settings()
-    for noted in left_behind(folder_for(settings.crash_dir), _site()):
+    for noted in left_behind(own_folder(settings.crash_dir, FOLDER), _site()):
         for alias in settings.databases:
             ids = {one for database, deliveries in noted if database == alias for one in deliveries}
             if ids:

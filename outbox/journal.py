@@ -10,7 +10,6 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
-import stat
 import struct
 import tempfile
 import time
@@ -36,21 +35,6 @@ FILE_BYTES = SLOTS * SLOT_BYTES
 
 # A database alias and deliveries that were being run.
 Noted = tuple[str, list[int]]
-
-
-def folder_for(path: str) -> Path:
-    """Return the folder of the journals, made if need be; without a path, one of this user's.
-
-    Raises:
-        OSError: if there is none that only this user can write to.
-    """
-    folder = Path(path) if path else Path(tempfile.gettempdir()) / f"outbox-crashes-{os.getuid()}"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    found = folder.lstat()
-    # Anybody may make a folder of that name, and with what is in it fail deliveries.
-    if not path and (not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022):
-        raise PermissionError(f"{folder} is not this user's alone; set OUTBOX['CRASH_DIR']")
-    return folder
 
 
 class Journal:

@@ -26,6 +26,9 @@ FLUSH_SIZE = 500
 FLUSH_INTERVAL_S = 0.1
 # Nothing waits for the counts of monitored functions, and every web process has some.
 COUNT_INTERVAL_S = 5.0
+# What could not be written is tried again after the first of these times, then ever later up to the second:
+# a relay that has a row locked commits soon, while an outage may last.
+SHORTEST_RETRY_S = 0.02
 RETRY_INTERVAL_S = 0.2
 CLOSE_TIMEOUT_S = 30.0
 # A process that ends and has only counts to lose waits no longer than this for its database.
@@ -55,6 +58,8 @@ class Confirmations:
         self._batches: dict[str, Batch] = {}
         self._counts: dict[str, Tally] = {}
         self._waiting = 0
+        # Outcomes of the flush under way.
+        self._in_hand = 0
         self._closing = False
         self._thread: threading.Thread | None = None
 
@@ -64,22 +69,26 @@ class Confirmations:
         if diverted is not None:
             diverted += outcomes
             return
+        if not outcomes:
+            return
         settings = get_settings()
         with self._changed:
             for outcome in outcomes:
-                if outcome.database not in connections.settings:
-                    logger.error(
-                        "delivery %d names an unknown database %r", outcome.delivery_id, outcome.database
-                    )
-                    continue
-                batch = self._batches.setdefault(outcome.database, Batch())
+                batch = self._batches.get(outcome.database)
+                if batch is None:
+                    if outcome.database not in connections.settings:
+                        logger.error(
+                            "delivery %d names an unknown database %r", outcome.delivery_id, outcome.database
+                        )
+                        continue
+                    batch = self._batches[outcome.database] = Batch()
                 if settings.confirm and outcome.status:
                     batch.keep(outcome)
                 if outcome.lane and outcome.is_final:
                     batch.lanes.add((outcome.handler, outcome.lane))
                 if settings.stats and outcome.verdict:
                     batch.tally(outcome.handler).count(outcome.verdict, outcome.duration_s)
-                self._notice(urgent=bool(outcome.lane))
+            self._notice(len(outcomes), urgent=any(outcome.lane for outcome in outcomes))
 
     def count_dispatched(self, database: str, counts: dict[str, int]) -> None:
         """Count what a relay has handed to the broker, by handler."""
@@ -149,15 +158,16 @@ class Confirmations:
             if self._waiting and (thread is None or not thread.is_alive()):
                 # Something came after the thread's last look.
                 self._start()
-            left = sum(len(batch.outcomes) for batch in self._batches.values())
+            left = self._in_hand + sum(len(batch.outcomes) for batch in self._batches.values())
         if left:
             logger.error("%d outcomes are not confirmed yet; their deliveries may be sent again", left)
 
-    def _notice(self, *, urgent: bool = False) -> None:
+    def _notice(self, new: int = 1, *, urgent: bool = False) -> None:
+        nothing_waited = not self._waiting
         # A lane stands still until its first delivery is confirmed.
-        self._waiting += FLUSH_SIZE if urgent else 1
+        self._waiting += FLUSH_SIZE if urgent else new
         self._start()
-        if self._waiting == 1 or self._waiting >= FLUSH_SIZE:
+        if nothing_waited or self._waiting >= FLUSH_SIZE:
             self._changed.notify_all()
 
     def _start(self) -> None:
@@ -169,13 +179,17 @@ class Confirmations:
             self._thread.start()
 
     def _run(self, given_up: threading.Event) -> None:
+        retry_s = SHORTEST_RETRY_S
         try:
             while self._wait_for_work() and not given_up.is_set():
                 in_a_hurry = self._waiting > 0
                 if not self.flush():
                     # Not shutdown but its giving up ends this wait: until then it is worth trying again.
-                    given_up.wait(RETRY_INTERVAL_S)
-                elif not in_a_hurry:
+                    given_up.wait(retry_s)
+                    retry_s = min(2 * retry_s, RETRY_INTERVAL_S)
+                    continue
+                retry_s = SHORTEST_RETRY_S
+                if not in_a_hurry:
                     # Until counts are flushed again a web process does better without another connection.
                     connections.close_all()
         finally:
@@ -183,15 +197,21 @@ class Confirmations:
 
     def _wait_for_work(self) -> bool:
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._counts or self._closing)
-            self._changed.wait_for(lambda: self._waiting or self._closing, COUNT_INTERVAL_S)
-            self._changed.wait_for(lambda: self._waiting >= FLUSH_SIZE or self._closing, FLUSH_INTERVAL_S)
+            # Somebody else may have flushed what it woke for. To end for that would leave to nobody what is
+            # added in the last moments of the thread.
+            while not self._closing:
+                self._changed.wait_for(lambda: self._waiting or self._counts or self._closing)
+                self._changed.wait_for(lambda: self._waiting or self._closing, COUNT_INTERVAL_S)
+                self._changed.wait_for(lambda: self._waiting >= FLUSH_SIZE or self._closing, FLUSH_INTERVAL_S)
+                if self._waiting or self._counts:
+                    return True
             return self._waiting > 0 or bool(self._counts)
 
     def _flush_all(self, failures: list[Outcome]) -> bool:
         with self._changed:
             batches, self._batches, self._waiting = self._batches, {}, 0
             counts, self._counts = self._counts, {}
+            self._in_hand = sum(len(batch.outcomes) for batch in batches.values())
         complete = True
         try:
             if counts:
@@ -202,6 +222,7 @@ class Confirmations:
         finally:
             for database, batch in batches.items():
                 self._put_back(database, batch)
+            self._in_hand = 0
         return complete
 
     def _flush_batch(self, database: str, batch: Batch, failures: list[Outcome]) -> bool:
@@ -226,8 +247,9 @@ class Confirmations:
 
     def _put_back(self, database: str, left: Batch) -> None:
         with self._changed:
+            self._in_hand -= len(left.outcomes)
             self._batches.setdefault(database, Batch()).put_back(left)
-            self._waiting += 1
+            self._waiting += FLUSH_SIZE if left.lanes else 1
             # Whoever flushed, it is the thread that tries again.
             self._changed.notify_all()
 

@@ -224,6 +224,40 @@ def test_closing_gives_up_in_time_and_says_what_is_left(
     assert set(database.statuses) == {1, 2}
 
 
+def test_the_thread_goes_on_when_somebody_else_has_flushed(buffer: Confirmations) -> None:
+    buffer.add(outcome(1))
+    thread = buffer._thread
+    assert thread is not None
+    # For the tick, as there is something to do.
+    wait_until(lambda: buffer._changed._waiters, what="the thread to wait")  # type: ignore[attr-defined]
+    assert buffer.flush()
+    thread.join(3 * flushing.FLUSH_INTERVAL_S)
+    # What is added while it ends would have nobody to write it.
+    assert thread.is_alive()
+
+
+def test_closing_says_what_a_database_that_does_not_answer_has_in_hand(
+    buffer: Confirmations,
+    database: Database,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    asked, answer = threading.Event(), threading.Event()
+
+    def write_late(alias: str, batch: Batch) -> tuple[Batch, set[int]]:
+        asked.set()
+        answer.wait(30)
+        return database.write(alias, batch)
+
+    monkeypatch.setattr(writing, "write", write_late)
+    buffer.add(outcome(1), outcome(2))
+    assert asked.wait(30)
+    buffer.close(timeout_s=0.05)
+    answer.set()
+    assert "2 outcomes are not confirmed yet" in caplog.text
+    wait_until(lambda: set(database.statuses) == {1, 2}, what="the outcomes to be written after all")
+
+
 @pytest.mark.usefixtures("unhurried")
 def test_a_row_that_somebody_has_locked_is_tried_again(
     buffer: Confirmations, database: Database, monkeypatch: pytest.MonkeyPatch
@@ -235,6 +269,24 @@ def test_a_row_that_somebody_has_locked_is_tried_again(
     monkeypatch.setattr(writing, "write", database.write)
     wait_until(buffer.flush, what="the locked row to be written")
     assert database.written == [locked]
+
+
+@pytest.mark.usefixtures("unhurried")
+def test_a_lane_waits_neither_for_the_tick_nor_for_long_when_its_row_was_locked(
+    buffer: Confirmations, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = outcome(1, lane="a")
+    locks = [True]
+
+    def write(alias: str, batch: Batch) -> tuple[Batch, set[int]]:
+        return (Batch.of([first]), set()) if locks and locks.pop() else database.write(alias, batch)
+
+    monkeypatch.setattr(writing, "write", write)
+    monkeypatch.setattr(writing, "release_lanes", lambda _alias, _lanes: set())
+    # However long an outage lasts, this is no outage.
+    monkeypatch.setattr(flushing, "RETRY_INTERVAL_S", 600.0)
+    buffer.add(first)
+    wait_until(lambda: database.written == [first], 20, "the lane to go on")
 
 
 @pytest.mark.usefixtures("unhurried")

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-import stat
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
 from outbox import journal as journals
-from outbox.journal import DELIVERIES_PER_SLOT, SLOTS, Journal, folder_for, left_behind
+from outbox.journal import DELIVERIES_PER_SLOT, SLOTS, Journal, left_behind
 
 
 def found(folder: Path, site: str = "site") -> list[list[journals.Noted]]:
@@ -125,19 +122,3 @@ def test_a_file_that_is_no_journal_says_nothing(tmp_path: Path) -> None:
     (tmp_path / f"site-1{journals.SUFFIX}").write_bytes(b"\xff" * 100)
     (tmp_path / f"site-2{journals.SUFFIX}").write_bytes(b"\xff" * journals.SLOT_BYTES)
     assert found(tmp_path) == [[], []]
-
-
-def test_the_folder_is_this_users_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journals.tempfile, "gettempdir", lambda: str(tmp_path))
-    folder = folder_for("")
-    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    assert folder_for("") == folder
-    folder.chmod(0o777)
-    with pytest.raises(PermissionError, match="CRASH_DIR"):
-        folder_for("")
-    folder.rmdir()
-    folder.symlink_to(tmp_path / "elsewhere", target_is_directory=True)
-    (tmp_path / "elsewhere").mkdir()
-    with pytest.raises(PermissionError):
-        folder_for("")
-    assert folder_for(str(tmp_path / "named")) == tmp_path / "named"
