@@ -1,0 +1,73 @@
+"""When somebody on this host last notified, in a file that all processes of a user map into their memory.
+
+To look costs no system call. Nothing is locked: of two who look at the same moment both notify, which does
+no harm. A host without such a file has its processes notify each for itself.
+"""
+
+from __future__ import annotations
+
+import logging
+import mmap
+import os
+import struct
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from django.db import connections
+
+from .folders import own_folder
+
+FOLDER = "outbox-wakeup"
+
+logger = logging.getLogger(__name__)
+
+_MOMENT = struct.Struct("=d")
+
+
+class Quiet:
+    """A moment that processes share, by the clock that all processes of a host have in common.
+
+    Args:
+        memory: eight bytes, all zero at first.
+    """
+
+    def __init__(self, memory: Any) -> None:
+        self._memory = memory
+
+    def is_over(self, now: float, length_s: float) -> bool:
+        """Say whether the last one is longer ago than this; if so, it is now."""
+        (last,) = _MOMENT.unpack_from(self._memory)
+        # One that is still to come is of a clock that began anew when the host did.
+        if last <= now < last + length_s:
+            return False
+        _MOMENT.pack_into(self._memory, 0, now)
+        return True
+
+    def end(self) -> None:
+        """Forget the last one, which came to nothing."""
+        _MOMENT.pack_into(self._memory, 0, 0.0)
+
+
+@cache
+def quiet_of(database: str) -> Quiet:
+    """Return the one that processes share for a database."""
+    settings = connections.settings[database]
+    named = [str(settings.get(key)) for key in ("ENGINE", "HOST", "PORT", "NAME")]
+    try:
+        return Quiet(_shared(own_folder("", FOLDER) / sha256(repr(named).encode()).hexdigest()[:16]))
+    except (OSError, ValueError) as problem:
+        logger.info("each process notifies for itself: %s", problem)
+        return Quiet(bytearray(_MOMENT.size))
+
+
+def _shared(path: Path) -> mmap.mmap:
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        if os.fstat(fd).st_size < _MOMENT.size:
+            # Now: what a full disk has no room for would kill the process when it is written to memory.
+            os.write(fd, bytes(_MOMENT.size))
+        return mmap.mmap(fd, _MOMENT.size)
+    finally:
+        os.close(fd)

@@ -1,0 +1,27 @@
+"""Folders among the temporary files, where anybody may make one."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from outbox import folders
+from outbox.folders import own_folder
+
+
+def test_the_folder_is_this_users_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folders.tempfile, "gettempdir", lambda: str(tmp_path))
+    folder = own_folder("", "mine")
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert own_folder("", "mine") == folder
+    folder.chmod(0o777)
+    with pytest.raises(PermissionError, match="not this user's alone"):
+        own_folder("", "mine")
+    folder.rmdir()
+    folder.symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (tmp_path / "elsewhere").mkdir()
+    with pytest.raises(PermissionError):
+        own_folder("", "mine")
+    assert own_folder(str(tmp_path / "named"), "mine") == tmp_path / "named"
