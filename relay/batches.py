@@ -9,18 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from dramatiq import Actor, Message
-from dramatiq.common import current_millis
+from dramatiq import Message
 
-from .messages import (
-    Claimed,
-    Outgoing,
-    encode_value,
-    envelope,
-    message_id_for,
-    spliced_envelope,
-    splices,
-)
+from .claimed import Claimed
+from .ids import message_id_for
+from .messages import Outgoing, envelope
+from .splicing import Template, encode_value, spliced_envelope
 
 
 class OutgoingList(Outgoing):
@@ -30,14 +24,14 @@ class OutgoingList(Outgoing):
         rows: at least one, in the order in which they are to be handled.
     """
 
-    __slots__ = ("rows",)
+    __slots__ = ()
 
     # What the message id is made of, beside the first event and the handler: which others share the message
     # may differ when it is sent again.
     noun = ""
 
-    def __init__(self, rows: Sequence[Claimed], actor: Actor[..., Any], database: str) -> None:
-        super().__init__(rows[0], actor=actor, kind="event", database=database)
+    def __init__(self, rows: Sequence[Claimed], template: Template) -> None:
+        super().__init__(rows[0], template)
         self.rows = rows
 
     @property
@@ -58,7 +52,7 @@ class OutgoingList(Outgoing):
             kwargs={},
             options=self._options(),
             message_id=self.message_id,
-            message_timestamp=current_millis(),
+            message_timestamp=self.template.timestamp_ms,
         )
 
     def body(self, **extra_options: Any) -> bytes:
@@ -67,17 +61,20 @@ class OutgoingList(Outgoing):
         Raises:
             ValueError: as `message` does.
         """
-        if not splices():
+        if not self.template.is_spliced:
             return self.message().copy(options=extra_options).encode()
         events = ",".join(map(spliced_envelope, self.rows))
-        return self._spliced(
-            f'"args":[[{events}]],"kwargs":{{}}', encode_value(self._options())[1:-1], extra_options
+        return self.template.of(
+            f'"args":[[{events}]],"kwargs":{{}}',
+            encode_value(self._options())[1:-1],
+            self.message_id,
+            extra_options,
         )
 
     def _options(self) -> dict[str, Any]:
         options: dict[str, Any] = {} if self.priority is None else {"broker_priority": self.priority}
         version = max(row.message_version for row in self.rows)
-        return {**options, "outbox": {"v": version, "database": self.database, **self._of_rows()}}
+        return {**options, "outbox": {"v": version, "database": self.template.database, **self._of_rows()}}
 
     def _of_rows(self) -> dict[str, Any]:
         """Return what the "outbox" option says of the deliveries."""
@@ -106,13 +103,13 @@ class OutgoingPack(OutgoingList):
 
     noun = "pack"
 
-    def __init__(self, rows: Sequence[Claimed], actor: Actor[..., Any], database: str, *, size: int) -> None:
-        super().__init__(rows, actor, database)
+    def __init__(self, rows: Sequence[Claimed], template: Template, *, size: int) -> None:
+        super().__init__(rows, template)
         self.size = size
 
     def one_by_one(self) -> list[OutgoingPack]:
         """Return a pack of each of the deliveries."""
-        return [OutgoingPack([row], self.actor, self.database, size=self.size) for row in self.rows]
+        return [OutgoingPack([row], self.template, size=self.size) for row in self.rows]
 
     def _of_rows(self) -> dict[str, Any]:
         # A worker that does not know packs must not take this for a batch: hence a name of its own.
@@ -124,11 +121,6 @@ class OutgoingPack(OutgoingList):
         if redelivered > 0:
             option["redelivered"] = redelivered
         return option
-
-
-def rows_of(outgoing: Outgoing) -> Sequence[Claimed]:
-    """Return the claimed rows that a message carries."""
-    return outgoing.rows if isinstance(outgoing, OutgoingList) else (outgoing.claimed,)
 
 
 def _retries(row: Claimed) -> int:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from hashlib import sha1
 from typing import NamedTuple
 from uuid import UUID
 
 from django.utils import timezone
 
 from .batches import OutgoingBatch, OutgoingPack
-from .messages import Outgoing, uuid_text
+from .ids import hashed_uuid, uuid_octets
+from .messages import Outgoing
 from .packing import block_of, blocks_around
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -48,17 +48,19 @@ class Held:
 def copy_id(outgoing: Outgoing) -> str:
     """Return the text of a UUID that no other dispatch of the same deliveries has."""
     claimed = outgoing.claimed
+    if type(outgoing) is Outgoing:  # nearly always
+        return _of_delivery(uuid_octets(claimed.event_id), claimed.delivery_id, claimed.dispatched_at_us)
     if isinstance(outgoing, OutgoingBatch):
         return _of_batch(claimed.handler, claimed.dispatched_at_us)
     if isinstance(outgoing, OutgoingPack) and len(outgoing.rows) > 1:
         block = block_of(outgoing.rows, outgoing.size)
         return _of_pack(claimed.handler, claimed.dispatched_at_us, outgoing.size, *block)
-    return _of_delivery(claimed.event_id, claimed.delivery_id, claimed.dispatched_at_us)
+    return _of_delivery(uuid_octets(claimed.event_id), claimed.delivery_id, claimed.dispatched_at_us)
 
 
 def copy_ids(overdue: Overdue) -> list[str]:
     """Return what `copy_id` may have returned when a delivery was dispatched."""
-    ids = [_of_delivery(overdue.event_id, overdue.delivery_id, overdue.dispatched_at_us)]
+    ids = [_of_delivery(overdue.event_id.bytes, overdue.delivery_id, overdue.dispatched_at_us)]
     if overdue.batched:
         ids.append(_of_batch(overdue.handler, overdue.dispatched_at_us))
     if overdue.pack:
@@ -76,8 +78,8 @@ def microseconds(moment: datetime) -> int:
     return (aware - EPOCH) // timedelta(microseconds=1)
 
 
-def _of_delivery(event_id: UUID, delivery_id: int, dispatched_at_us: int) -> str:
-    return _uuid4(b"%b %d %d" % (event_id.bytes, delivery_id, dispatched_at_us))
+def _of_delivery(event_octets: bytes, delivery_id: int, dispatched_at_us: int) -> str:
+    return _uuid4(b"%b %d %d" % (event_octets, delivery_id, dispatched_at_us))
 
 
 def _of_batch(handler: str, dispatched_at_us: int) -> str:
@@ -92,4 +94,4 @@ def _of_pack(handler: str, dispatched_at_us: int, size: int, level: int, number:
 
 def _uuid4(name: bytes) -> str:
     # RedisBroker's own are random, and somebody may tell by their form.
-    return uuid_text(sha1(name, usedforsecurity=False).digest()[:16], version=4)
+    return hashed_uuid(name, version=4)

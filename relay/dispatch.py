@@ -14,14 +14,16 @@ from outbox.conf import get_settings
 from outbox.errors import BrokerUnavailable
 from outbox.lifecycle import delivery_failed, delivery_refused
 from outbox.registry import Handler, registry
-from outbox.versions import why_unreadable
+from outbox.versions import WRITTEN, why_unreadable
 
-from .batches import OutgoingBatch, OutgoingPack, rows_of
+from .batches import OutgoingBatch, OutgoingPack
+from .claimed import Claimed
 from .copies import Held, Overdue
 from .marking import Outcome
-from .messages import Claimed, Kind, Outgoing
+from .messages import Outgoing
 from .packing import packs_of
 from .publishers import PartlySent, Publisher, Refusal, publisher_for
+from .splicing import Kind, Template
 
 UNKNOWN_HANDLER_DELAY = timedelta(seconds=30)
 UNREADABLE_DELAY = timedelta(seconds=30)
@@ -68,6 +70,7 @@ class Dispatcher:
         outcome = Outcome()
         groups: dict[dramatiq.Broker, list[Outgoing]] = defaultdict(list)
         packed: dict[str, list[Claimed]] = defaultdict(list)
+        heaps: dict[str, tuple[Template, list[Outgoing]]] = {}
         # What fails in a pack goes back to the table, which takes nothing back without confirmations.
         packs = get_settings().confirm
         for one in claimed:
@@ -77,10 +80,12 @@ class Dispatcher:
             if handler.pack and packs:
                 packed[handler.name].append(one)
                 continue
-            kind: Kind = "actor" if handler.kind == "actor" else "event"
-            groups[handler.actor.broker].append(
-                Outgoing(one, actor=handler.actor, kind=kind, database=self._database)
-            )
+            heap = heaps.get(one.handler)
+            if heap is None:
+                # The group is one of all handlers of a broker, in the order of the claim.
+                heap = heaps[one.handler] = self._template(handler), groups[handler.actor.broker]
+            template, group = heap
+            group.append(Outgoing(one, template))
         for name, rows in packed.items():
             groups[registry.get(name).actor.broker] += self._packs(registry.get(name), rows)
         self._send_groups(groups, outcome, timeout_s)
@@ -95,9 +100,9 @@ class Dispatcher:
         outcome = Outcome()
         ready = [one for one in claimed if self._handler_of(one, outcome) is not None]
         if ready:
-            actor = registry.get(ready[0].handler).actor
-            batch = OutgoingBatch(ready, actor=actor, database=self._database)
-            self._send_groups({actor.broker: [batch]}, outcome, timeout_s)
+            handler = registry.get(ready[0].handler)
+            batch = OutgoingBatch(ready, self._template(handler))
+            self._send_groups({handler.actor.broker: [batch]}, outcome, timeout_s)
         return outcome
 
     def holds(self, overdue: Sequence[Overdue], *, timeout_s: float) -> Held:
@@ -166,20 +171,25 @@ class Dispatcher:
             if isinstance(refused, OutgoingPack) and len(refused.rows) > 1 and time.monotonic() < deadline:
                 again += refused.one_by_one()
             else:
-                outcome.refused += [(row, error) for row in rows_of(refused)]
+                outcome.refused += [(row, error) for row in refused.rows]
         if again:
             self._send_to(broker, again, outcome, deadline - time.monotonic())
 
     def _packs(self, handler: Handler, rows: list[Claimed]) -> list[Outgoing]:
         size = handler.pack or 1
         rows.sort(key=lambda row: row.delivery_id)
-        return [OutgoingPack(pack, handler.actor, self._database, size=size) for pack in packs_of(rows, size)]
+        template = self._template(handler)
+        return [OutgoingPack(pack, template, size=size) for pack in packs_of(rows, size)]
+
+    def _template(self, handler: Handler) -> Template:
+        kind: Kind = "actor" if handler.kind == "actor" else "event"
+        return Template(handler.name, actor=handler.actor, kind=kind, database=self._database)
 
     def _handler_of(self, claimed: Claimed, outcome: Outcome) -> Handler | None:
         """Return the handler of a delivery that can be sent; note in the outcome why another cannot."""
         handler = registry.handlers.get(claimed.handler)
         # Before anything else that the row says, whose meaning may be another in that version.
-        if unreadable := why_unreadable(claimed.version):
+        if claimed.version != WRITTEN and (unreadable := why_unreadable(claimed.version)):
             reason = f"the relay on {socket.gethostname()} cannot read the event: {unreadable}"
             outcome.released.append((claimed, reason, UNREADABLE_DELAY))
             return None
@@ -209,14 +219,14 @@ class Dispatcher:
 
 def _rows_without(left_out: Iterable[Outgoing], outgoing: Iterable[Outgoing]) -> list[Claimed]:
     without = {id(one) for one in left_out}
-    return [row for one in outgoing if id(one) not in without for row in rows_of(one)]
+    return [row for one in outgoing if not without or id(one) not in without for row in one.rows]
 
 
 def _release(
     outgoing: Iterable[Outgoing], problem: BrokerUnavailable, outcome: Outcome, delay: timedelta
 ) -> None:
     reason = f"the broker is away: {problem}"
-    outcome.released += [(row, reason, delay) for one in outgoing for row in rows_of(one)]
+    outcome.released += [(row, reason, delay) for one in outgoing for row in one.rows]
 
 
 def tell(outcome: Outcome, *, database: str) -> None:

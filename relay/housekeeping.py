@@ -44,20 +44,21 @@ class Chore:
     """Something to do every so often, and less often if it takes more than its share of the time."""
 
     interval_s: float
-    do: Callable[[], None]
+    do: Callable[[], int | None]
     share: float = 1.0
     due_at: float = field(default_factory=time.monotonic)
 
-    def run_if_due(self) -> None:
-        """Do it, if it is time."""
+    def run_if_due(self) -> int:
+        """Do it, if it is time, and return how many deliveries it gave back."""
         started = time.monotonic()
         if started < self.due_at:
-            return
+            return 0
         # Before it is done, since it may fail.
         self.due_at = started + self.interval_s
-        self.do()
+        given_back = self.do() or 0
         rest_s = min((time.monotonic() - started) / self.share, LONGEST_INTERVAL_S)
         self.due_at = max(self.due_at, started + rest_s)
+        return given_back
 
 
 class Housekeeping:
@@ -74,17 +75,21 @@ class Housekeeping:
         self._lane = ("", "")
         self._pruning = Pruning(database)
         self._beat = Chore(BEAT_INTERVAL_S, self.beat)
+        self._redeliver = Chore(_redeliver_interval_s(), self.redeliver, share=WALK_SHARE)
         self._chores = (
             self._beat,
-            Chore(_redeliver_interval_s(), self.redeliver, share=WALK_SHARE),
+            self._redeliver,
             Chore(HELD_INTERVAL_S, self.release_held, share=WALK_SHARE),
             Chore(PRUNE_INTERVAL_S, self.prune),
         )
 
-    def tick(self) -> None:
-        """Do what is due."""
-        for chore in self._chores:
-            chore.run_if_due()
+    def tick(self) -> bool:
+        """Do what is due; return whether deliveries were given back, for which it is time to look."""
+        return sum(chore.run_if_due() for chore in self._chores) > 0
+
+    def redelivers_in_s(self) -> float:
+        """Return in how many seconds it is time to look for what is overdue; zero or less for now."""
+        return self._redeliver.due_at - time.monotonic()
 
     def note_dispatched(self, count: int) -> None:
         """Remember, for the next heartbeat, that deliveries went out."""
@@ -113,18 +118,22 @@ class Housekeeping:
             **fields,
         )
 
-    def redeliver(self) -> None:
-        """Send again what no worker has confirmed in time, and no broker has any more."""
-        self._redelivery.run()
+    def redeliver(self) -> int:
+        """Send again what no worker has confirmed in time, and no broker has any more; return how many."""
+        return self._redelivery.run()
 
-    def release_held(self) -> None:
-        """Let go what nothing holds any more, such as a lane whose worker died after its confirmation."""
+    def release_held(self) -> int:
+        """Let go what nothing holds any more, such as a lane whose worker died after its confirmation.
+
+        Returns:
+            How many deliveries that was.
+        """
         deliveries = Delivery.objects.using(self._database)
         lanes = deliveries.held_lanes(after=self._lane, limit=LANE_CHUNK)
         # From lane to lane, and then from the first again: more may be held than are looked at in one go.
         self._lane = lanes[-1] if len(lanes) == LANE_CHUNK else ("", "")
-        deliveries.release_lanes(lanes, skipping=registry.skipping())
-        deliveries.let_go_stranded(
+        released = deliveries.release_lanes(lanes, skipping=registry.skipping())
+        return released + deliveries.let_go_stranded(
             paused=PausedHandler.objects.using(self._database).values("handler"),
             batched=[name for name, handler in registry.handlers.items() if handler.batch],
             limit=LANE_CHUNK,

@@ -10,7 +10,7 @@ from datetime import timedelta
 from outbox.models import Delivery
 
 from .backoff import delay_for
-from .messages import Claimed
+from .claimed import Claimed
 
 
 @dataclass

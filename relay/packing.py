@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 
-from .messages import Claimed
+from .claimed import Claimed
 
 # A pack is bounded in its size as well, as a worker has to hold all of it before it begins with the first
 # event. Counted are characters, of which one may take up to four bytes.

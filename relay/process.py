@@ -67,7 +67,6 @@ def _collecting_rarely() -> Generator[None]:
     again and again while it lasts, took a fifth of a busy relay's CPU time.
     """
     thresholds = gc.get_threshold()
-    gc.collect()
     gc.freeze()
     gc.set_threshold(COLLECT_AFTER, *thresholds[1:])
     try:

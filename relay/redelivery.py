@@ -52,14 +52,22 @@ class Redelivery:
         self._database = database
         self._ask = ask
 
-    def run(self) -> None:
-        """Work off what is overdue, chunk by chunk; what is left waits for the next time."""
+    def run(self) -> int:
+        """Work off what is overdue, chunk by chunk, and return how many go again; the rest has to wait."""
+        total = 0
         for _ in range(CHUNKS_AT_ONCE):
-            if self._chunk() < CHUNK:
-                return
+            overdue, again = self._chunk()
+            total += again
+            if overdue < CHUNK:
+                break
+        return total
 
-    def _chunk(self) -> int:
-        """Hold or redeliver the deliveries that are overdue the longest; return their number."""
+    def _chunk(self) -> tuple[int, int]:
+        """Hold or redeliver the deliveries that are overdue the longest.
+
+        Returns:
+            How many are overdue, and how many of these go again.
+        """
         overdue = self._overdue()
         held = self._hold([row for row, is_held_too_long in overdue if not is_held_too_long])
         lost = {row.delivery_id for row, _ in overdue} - held
@@ -72,7 +80,7 @@ class Redelivery:
             deliveries_overdue.send_robust(
                 Redelivery, database=self._database, redelivered=again, failed=failed
             )
-        return len(overdue)
+        return len(overdue), again
 
     def _overdue(self) -> list[tuple[Overdue, bool]]:
         too_long_ago = Now() - MAX_TIMEOUTS_HELD * get_settings().confirm_timeout

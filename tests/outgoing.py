@@ -9,7 +9,9 @@ from typing import Any
 import dramatiq
 from dramatiq import Actor, Broker
 
-from relay.messages import Claimed, Kind, Outgoing
+from relay.claimed import Claimed
+from relay.messages import Outgoing
+from relay.splicing import Kind, Template
 
 
 def unique_name() -> str:
@@ -27,7 +29,7 @@ def make_claimed(**overrides: Any) -> Claimed:
     """Return a row of the claim statement."""
     fields = {
         "delivery_id": 17,
-        "event_id": uuid.uuid4(),
+        "event_id": str(uuid.uuid4()),
         "handler": "shop.send_receipt",
         "queue": "mail",
         "key": "order-7",
@@ -43,10 +45,17 @@ def make_claimed(**overrides: Any) -> Claimed:
     return Claimed(**(fields | overrides))
 
 
+def make_template(
+    actor: Any, *, kind: Kind = "event", handler: str = "shop.send_receipt", database: str = "default"
+) -> Template:
+    """Return what messages to `actor` have in common."""
+    return Template(handler, actor=actor, kind=kind, database=database)
+
+
 def make_outgoing(actor: Actor[..., Any], *, kind: Kind = "event", **overrides: Any) -> Outgoing:
     """Return a message to `actor`."""
     row = make_claimed(**({"handler": actor.actor_name, "queue": actor.queue_name} | overrides))
-    return Outgoing(row, actor=actor, kind=kind, database="default")
+    return Outgoing(row, make_template(actor, kind=kind, handler=row.handler))
 
 
 def make_batch(actor: Actor[..., Any], count: int, **overrides: Any) -> list[Outgoing]:

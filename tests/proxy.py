@@ -79,13 +79,14 @@ class Proxy:
                 # The server is down: whoever came is told so.
                 client.close()
                 continue
+            _hurry(client)
             self.accepted += 1
             self._pairs.append((client, server))
             self._spawn(self._pump, client, server)
             self._spawn(self._pump, server, client)
 
     def _connect(self) -> socket.socket:
-        return socket.create_connection(self._upstream)
+        return _hurry(socket.create_connection(self._upstream))
 
     def _pump(self, source: socket.socket, target: socket.socket) -> None:
         with source:
@@ -111,6 +112,12 @@ class Proxy:
         thread = threading.Thread(target=run, args=args, daemon=True)
         self._threads.append(thread)
         thread.start()
+
+
+def _hurry(end: socket.socket) -> socket.socket:
+    """Have what is sent leave at once, as clients and servers have it, instead of up to 40 ms later."""
+    end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return end
 
 
 def _shut(end: socket.socket) -> None:

@@ -14,7 +14,7 @@ from django.db import connections
 from outbox.conf import get_settings
 from outbox.registry import Batching
 
-from ..messages import Claimed
+from ..claimed import Claimed
 from . import statements
 from .front import Front, Fronts, Position, looks
 from .portable import PortableClaim
@@ -167,7 +167,7 @@ class Claim:
 
 
 def _claimed(rows: Sequence[tuple[Any, ...]]) -> list[Claimed]:
-    return [Claimed._make(row[:-1]) for row in rows if not row[-1]]
+    return [tuple.__new__(Claimed, row[:-1]) for row in rows if not row[-1]]
 
 
 def _paused(seen: Mapping[str, Any]) -> frozenset[str]:

@@ -21,6 +21,9 @@ MARGIN = timedelta(seconds=1)
 FULL_SHARE = 0.05
 FREE_S = 0.005
 
+# While rows that are late are told of, they may take this share.
+LATE_SHARE = 0.5
+
 # Then one comes whatever the last one took: that may have been a lock or a stall, and some rows are late.
 LONGEST_S = 10.0
 
@@ -55,6 +58,7 @@ class Front:
         self.position = BEGINNING
         self.was_full = True
         self._full_at = 0.0
+        self._full_at_soonest = 0.0
 
     @contextmanager
     def look(self) -> Generator[Position]:
@@ -66,6 +70,7 @@ class Front:
         ended = time.monotonic()
         if self.was_full:
             self._full_at = ended + min(max(0.0, ended - started - FREE_S) / FULL_SHARE, LONGEST_S)
+            self._full_at_soonest = ended + (ended - started) * (1 / LATE_SHARE - 1)
 
     def move(self, to: Position | None, *, now_us: int, ahead: timedelta = timedelta()) -> None:
         """Remember where a look ended, or that it saw all there was; but nothing too close to the present.
@@ -79,6 +84,10 @@ class Front:
     def forget(self) -> None:
         """Start the next look from the very beginning."""
         self._full_at = 0.0
+
+    def hasten(self) -> None:
+        """Start a look from the very beginning as soon as may be."""
+        self._full_at = min(self._full_at, self._full_at_soonest)
 
 
 @dataclass
@@ -103,6 +112,11 @@ class Fronts:
         """Start the next looks from the very beginning."""
         for front in self._all():
             front.forget()
+
+    def hasten(self) -> None:
+        """Start looks from the very beginning as soon as may be."""
+        for front in self._all():
+            front.hasten()
 
     def _all(self) -> Iterable[Front]:
         return (self.due, self.ordinary, self.lanes, *self.batches.values())

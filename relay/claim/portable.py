@@ -16,8 +16,8 @@ from outbox.models import Delivery, DeliveryQuerySet, Event, PausedHandler
 from outbox.registry import Batching
 from outbox.versions import UNWRITTEN
 
+from ..claimed import Claimed
 from ..copies import microseconds
-from ..messages import Claimed
 from .taken import Taken
 
 
@@ -136,7 +136,7 @@ _DUE_IN = ExpressionWrapper(F("available_at") - Now(), output_field=DurationFiel
 def _claimed(row: Delivery, event: Event | None, expired: bool) -> Claimed:
     return Claimed(
         delivery_id=row.pk,
-        event_id=row.event_id,
+        event_id=str(row.event_id),
         handler=row.handler,
         queue=row.queue,
         key=event.key if event else "",

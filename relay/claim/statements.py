@@ -49,11 +49,11 @@ updated AS (
     RETURNING id, event_id, handler, queue, attempts, redeliveries, expires_at, dispatched_at
 )"""
 
-# JSON is asked for as text, so that nobody decodes it on its way to the broker. A delivery whose event is
-# gone comes with an empty payload. What was dispatched before it expired may go again.
+# JSON and the event's id are asked for as text, so that nobody decodes them on their way to the broker. A
+# delivery whose event is gone has an empty payload. What was dispatched before it expired may go again.
 _MARKED = """
 marked AS (
-    SELECT d.id, d.event_id, d.handler, d.queue, coalesce(s.key, ''), d.attempts, d.redeliveries,
+    SELECT d.id, d.event_id::text, d.handler, d.queue, coalesce(s.key, ''), d.attempts, d.redeliveries,
            coalesce(s.topic, ''), coalesce(s.payload::text, ''), coalesce(s.headers::text, ''),
            coalesce(s.created_at::text, ''),
            d.attempts = 1 AND coalesce(d.expires_at <= statement_timestamp(), false),
@@ -130,7 +130,8 @@ blocked AS MATERIALIZED (
     """
 hold AS (
     UPDATE outbox_delivery d SET held = 'lane' FROM blocked b WHERE d.id = b.id
-    RETURNING d.id, d.event_id, d.handler, d.queue, d.key, 0, 0, '', '', '', '', false, 0::bigint, 0, true
+    RETURNING d.id, d.event_id::text, d.handler, d.queue, d.key, 0, 0, '', '', '', '', false, 0::bigint, 0,
+              true
 )""",
     source="first",
     found="SELECT * FROM marked UNION ALL SELECT * FROM hold",

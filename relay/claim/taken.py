@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ..messages import Claimed
+from ..claimed import Claimed
 
 
 class Taken(NamedTuple):

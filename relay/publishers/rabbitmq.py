@@ -147,7 +147,9 @@ class RabbitmqPublisher:
         pending = {q for q in queues if q not in broker.queues or q in broker.queues_pending}
         if not pending:
             return heap
-        # The broker knows how its queues are made, but not how to stop waiting.
+        # The broker knows how its queues are made, but not how to stop waiting. One that was given up may
+        # yet declare them, and then takes from those pending only what is there. A queue that vanishes again
+        # in that very moment is sent to in vain once more, after which it is pending anew.
         try:
             errors = within(deadline - time.monotonic(), lambda: _declare(broker, pending))
         except TimeoutError as late:

@@ -7,6 +7,7 @@ import hashlib
 import logging
 import random
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeGuard
 
@@ -29,7 +30,7 @@ from relay.publishers.base import (
     pack,
     unpack,
 )
-from relay.publishers.redis_connection import Command, Connection, own_connection, reply
+from relay.publishers.redis_connection import Command, Connection, own_connection, packed, reply
 
 logger = logging.getLogger(__name__)
 
@@ -171,7 +172,7 @@ class RedisPublisher:
         """Send commands in one go and return the replies, errors of single commands among them."""
         try:
             connection = self._connected()
-            connection.send_packed_command(connection.pack_commands(commands))
+            connection.send_packed_command(packed(connection, commands))
             replies = [reply(connection) for _ in commands]
         except (RedisError, OSError) as error:
             self.close()
@@ -230,7 +231,7 @@ def _enqueues_as_known(broker: RedisBroker) -> bool:
 
 
 def _by_queue(parcels: Iterable[Parcel]) -> dict[str, list[Parcel]]:
-    queues: dict[str, list[Parcel]] = {}
+    queues: dict[str, list[Parcel]] = defaultdict(list)
     for parcel in parcels:
-        queues.setdefault(parcel.outgoing.actor.queue_name, []).append(parcel)
+        queues[parcel.outgoing.template.queue_name].append(parcel)
     return queues

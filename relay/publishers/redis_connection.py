@@ -9,9 +9,13 @@ from dramatiq.brokers.redis import RedisBroker
 from redis.backoff import NoBackoff
 from redis.exceptions import ResponseError
 from redis.retry import Retry
+from redis.utils import HIREDIS_AVAILABLE
 
 # Beginnings of arguments that tie a connection to the pool it was made for, or make it try again.
 OMITTED_ARGUMENTS = ("maint_notifications", "maintenance_", "orig_", "oss_cluster_", "retry")
+
+if HIREDIS_AVAILABLE:
+    from hiredis import pack_command
 
 Command = tuple[Any, ...]
 
@@ -39,6 +43,14 @@ def own_connection(broker: RedisBroker, timeout_s: float) -> Connection:
         arguments["socket_connect_timeout"] = timeout_s
     connection: Connection = pool.connection_class(**arguments)
     return connection
+
+
+def packed(connection: Connection, commands: Iterable[Command]) -> list[bytes]:
+    """Return commands as they are sent."""
+    if not HIREDIS_AVAILABLE:
+        return connection.pack_commands(commands)
+    # What redis-py does as well, once it has looked at each argument.
+    return [b"".join(map(pack_command, commands))]
 
 
 def reply(connection: Connection) -> Any:

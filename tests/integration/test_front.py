@@ -19,6 +19,7 @@ from relay.claim import Claim
 from relay.claim.front import LONGEST_S
 from relay.loop import Relay, RelayOptions
 from relay.stopping import Stop
+from relay.wakeup import Wakeup
 from tests.conftest import database_url
 from tests.helpers import publish, relay_all
 from tests.listening import clear_broker
@@ -177,6 +178,35 @@ def relaying_until_found(monkeypatch: pytest.MonkeyPatch, happens: Callable[[], 
         with connection.execute_wrapper(clock.slowly):
             relay.run()
         yield clock
+
+
+def test_a_notification_of_late_rows_has_the_relay_look_from_the_beginning(
+    rarely: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = iter([False, True])
+
+    def wait(wakeup: Wakeup, timeout_s: float, **_: Any) -> bool:
+        """Commit late, first without a word of it; the next time with one; then end the relay."""
+        wakeup.is_late = next(told, False)
+        if not late:
+            late.append(due(HOUR))
+        elif not wakeup.is_late:
+            stop.request()
+        seen.append(status_of(late[0]))
+        return True
+
+    late: list[int] = []
+    seen: list[str] = []
+    monkeypatch.setattr("relay.claim.front.LATE_SHARE", 1.0)
+    monkeypatch.setattr(Wakeup, "wait", wait)
+    with Stop() as stop:
+        Relay(RelayOptions(database="default"), stop=stop).run()
+    assert seen == ["pending", "pending", "dispatched"]
+
+
+def status_of(pk: int) -> str:
+    """Return the state of a delivery."""
+    return str(Delivery.objects.values_list("status", flat=True).get(pk=pk))
 
 
 def test_a_late_commit_is_found_within_about_a_poll(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,10 +12,10 @@ from dramatiq.brokers.stub import StubBroker
 import outbox
 from outbox.errors import BrokerUnavailable
 from outbox.registry import registry
-from relay.batches import rows_of
+from relay.claimed import Claimed
 from relay.dispatch import Dispatcher
 from relay.marking import Outcome
-from relay.messages import Claimed, Outgoing
+from relay.messages import Outgoing
 from relay.publishers import PartlySent
 from relay.publishers.base import Refusal
 from tests.outgoing import make_claimed
@@ -31,7 +31,7 @@ class Publisher:
         self.sent: list[list[int]] = []
 
     def publish(self, outgoing: Sequence[Outgoing], *, timeout_s: float) -> list[Refusal]:
-        self.sent += [[row.delivery_id for row in rows_of(one)] for one in outgoing]
+        self.sent += [[row.delivery_id for row in one.rows] for one in outgoing]
         return self.replies.pop(0)(outgoing)
 
     def close(self) -> None: ...
@@ -42,7 +42,7 @@ def take_all(outgoing: Sequence[Outgoing]) -> list[Refusal]:
 
 
 def refuse_what_holds_2(outgoing: Sequence[Outgoing]) -> list[Refusal]:
-    return [Refusal(one, "poison") for one in outgoing if 2 in ids(rows_of(one))]
+    return [Refusal(one, "poison") for one in outgoing if 2 in ids(one.rows)]
 
 
 def be_away(outgoing: Sequence[Outgoing]) -> list[Refusal]:

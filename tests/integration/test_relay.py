@@ -458,7 +458,7 @@ def test_claims_come_in_the_order_of_publication():
         events = outbox.publish_many([{"topic": "flaky.n", "payload": n} for n in range(20)])
     with transaction.atomic():
         claimed = Claim(database="default", limit=20).take().rows
-    assert [row.event_id for row in claimed] == [event.pk for event in events]
+    assert [row.event_id for row in claimed] == [str(event.pk) for event in events]
 
 
 # ---------------------------------------------------------------- housekeeping

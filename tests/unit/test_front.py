@@ -37,3 +37,22 @@ def test_the_longer_a_full_look_takes_the_later_the_next_but_ten_seconds_at_most
         assert look(one, clock, 0.0) != BEGINNING
     clock.now += 0.2
     assert look(one, clock, 0.0) == BEGINNING
+
+
+def test_late_rows_hasten_a_full_look_that_has_taken_no_more_than_half_of_the_time(
+    clock: SimpleNamespace,
+) -> None:
+    one = Front()
+    look(one, clock, 0.2)
+    clock.now += 0.1
+    one.hasten()
+    assert look(one, clock, 0.0) != BEGINNING
+    clock.now += 0.15
+    assert look(one, clock, 0.0) == BEGINNING
+
+
+def test_late_rows_do_not_put_a_full_look_off(clock: SimpleNamespace) -> None:
+    one = Front()
+    look(one, clock, 0.001)
+    one.hasten()
+    assert look(one, clock, 0.0) == BEGINNING

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from uuid import UUID
+
 import dramatiq
 import pytest
 from dramatiq import Broker
@@ -11,10 +13,10 @@ from hypothesis import strategies as st
 
 from relay import packing
 from relay.batches import OutgoingPack
+from relay.claimed import Claimed
 from relay.copies import Overdue, copy_id, copy_ids
-from relay.messages import Claimed
 from relay.packing import packs_of
-from tests.outgoing import make_actor, make_claimed
+from tests.outgoing import make_actor, make_claimed, make_template
 
 IDS = st.sets(st.integers(1, 3000) | st.integers(1, 2**63 - 1), min_size=1, max_size=60)
 
@@ -42,13 +44,13 @@ def test_every_delivery_is_in_one_pack_of_at_most_the_size(ids: set[int], size: 
 @given(IDS, st.integers(1, 20))
 def test_a_delivery_knows_the_name_of_its_pack_and_no_other(ids: set[int], size: int) -> None:
     actor = dramatiq.actor(lambda event: None, broker=StubBroker(), actor_name="a")
-    packs = [OutgoingPack(rows, actor, "default", size=size) for rows in packs_of(claimed(ids), size)]
+    packs = [OutgoingPack(rows, make_template(actor), size=size) for rows in packs_of(claimed(ids), size)]
     names = [copy_id(pack) for pack in packs]
     assert len(set(names)) == len(names)
     for pack, name in zip(packs, names, strict=True):
         for row in pack.rows:
             overdue = Overdue(
-                row.delivery_id, row.event_id, row.handler, row.dispatched_at_us, "queue", pack=size
+                row.delivery_id, UUID(row.event_id), row.handler, row.dispatched_at_us, "queue", pack=size
             )
             assert set(copy_ids(overdue)) & set(names) == {name}
 
@@ -70,6 +72,6 @@ def test_what_is_large_goes_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_deliveries_of_a_refused_pack_go_under_names_of_their_own(broker: Broker) -> None:
-    pack = OutgoingPack(claimed(range(1, 4)), make_actor(broker), "default", size=5)
+    pack = OutgoingPack(claimed(range(1, 4)), make_template(make_actor(broker)), size=5)
     names = {copy_id(one) for one in (pack, *pack.one_by_one())}
     assert len(names) == 4
