@@ -52,6 +52,7 @@ def _at_most(benchmark: str, way: str, measure: Measure, limit: float, against: 
 _OURS = "this package"
 _WORKER = "the same worker fed by actor.send"
 _ALONE = "actor.send in on_commit"
+_EMPTY = "empty tables, nothing open"
 
 BARS: Sequence[Bar] = (
     # Of the two floors always the lower one, which is harder to keep to.
@@ -72,4 +73,7 @@ BARS: Sequence[Bar] = (
         "one relay",
         "two relays, PostgreSQL and Redis want four cores",
     ),
+    _at_least("notify", "NOTIFY on", 0.95, "NOTIFY off"),
+    _at_least("pinned", "dead rows of all rounds kept", 0.9, _EMPTY),
+    _at_least("retained", "rows retained", 0.9, _EMPTY),
 )

@@ -3,70 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-Kind = Literal["ours", "floor", "peer"]
-Broker = Literal["redis", "rabbitmq"]
-Scale = Literal["small", "full"]
+from tests.benchmarks.benchmark import WAYS, Benchmark, Broker, Peer, Scale, Way, floor, ours, plain
 
-WAYS = "tests.benchmarks.ways"
 PEERS = "tests.benchmarks.peers"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Peer:
-    """A package to compare with, in an environment of its own."""
-
-    requirements: tuple[str, ...]
-    python: tuple[int, int] = (3, 11)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Way:
-    """One way of doing what a benchmark measures.
-
-    Args:
-        module: the program that does it.
-        part: of the benchmark's events, for ways that would take too long with all of them.
-        peer: what has to be installed for it.
-    """
-
-    name: str
-    module: str
-    kind: Kind
-    task: str
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-    part: float = 1.0
-    peer: Peer | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Benchmark:
-    """Ways to compare, measured in turn."""
-
-    key: str
-    title: str
-    events: Mapping[Scale, int]
-    ways: tuple[Way, ...]
-    broker: Broker = "redis"
-    count: str = "events"
-
-
-def ours(task: str, name: str = "this package", **arguments: Any) -> Way:
-    """Return a way of this package."""
-    part = arguments.pop("part", 1.0)
-    return Way(name=name, module=f"{WAYS}.outbox", kind="ours", task=task, arguments=arguments, part=part)
-
-
-def floor(task: str, name: str) -> Way:
-    """Return a floor, written by hand."""
-    return Way(name=name, module=f"{WAYS}.floor", kind="floor", task=task)
-
-
-def plain(task: str, name: str, kind: Kind = "floor", part: float = 1.0) -> Way:
-    """Return a way of Dramatiq alone."""
-    return Way(name=name, module=f"{WAYS}.plain", kind=kind, task=task, part=part)
+# Rows that are done with, of events and of deliveries.
+RETAINED: Mapping[Scale, int] = {"small": 1000, "full": 10_000_000}
 
 
 def peers(task: str, **parts: float) -> tuple[Way, ...]:
@@ -129,11 +72,42 @@ def _latency(broker: Broker, **parts: float) -> Benchmark:
     )
 
 
-CATALOGUE: Sequence[Benchmark] = (
+def catalogue(retained: int = RETAINED["full"]) -> Sequence[Benchmark]:
+    """Return all benchmarks.
+
+    Args:
+        retained: how many rows are kept, where that is what is measured.
+    """
+    # The last one, since a database of that size would be in the way of others.
+    return (*_SMALL, _retained(retained))
+
+
+def _retained(rows: int) -> Benchmark:
+    return Benchmark(
+        key="retained",
+        title=f"Relay to Redis beside {rows:,} retained rows, of events and of deliveries",
+        events={"small": 200, "full": 50_000},
+        turns=5,
+        ways=(_EMPTY, _running("relay_on_kept", "rows retained", prepare={"task": "retain", "rows": rows})),
+    )
+
+
+def _running(task: str, name: str, **more: Any) -> Way:
+    return Way(name=name, module=f"{WAYS}.running", kind="ours", task=task, database=name, **more)
+
+
+def _publishers(name: str, **arguments: Any) -> Way:
+    return Way(name=name, module=f"{WAYS}.publishers", kind="ours", task="commit", arguments=arguments)
+
+
+_EMPTY = _running("relay_on_empty", "empty tables, nothing open")
+
+_SMALL: Sequence[Benchmark] = (
     Benchmark(
         key="publish",
         title="Publish: what one event adds to a business transaction",
-        events={"small": 20, "full": 1000},
+        events={"small": 20, "full": 2000},
+        turns=20,
         ways=(
             floor("publish", "raw INSERT, psycopg's cursor"),
             floor("publish_by_django", "raw INSERT, Django's cursor"),
@@ -181,7 +155,8 @@ CATALOGUE: Sequence[Benchmark] = (
     Benchmark(
         key="end-to-end",
         title="End to end, one worker process of 8 threads, Redis",
-        events={"small": 100, "full": 5000},
+        # So many that what it takes to begin and to end weighs little.
+        events={"small": 100, "full": 20_000},
         ways=(
             plain("end_to_end", "the same worker fed by actor.send"),
             ours("end_to_end"),
@@ -189,11 +164,11 @@ CATALOGUE: Sequence[Benchmark] = (
             ours("end_to_end_batched", "this package, batch_size=500", part=8),
             *peers(
                 "end_to_end",
-                procrastinate=0.3,
-                django_celery_outbox=0.3,
-                faststream_outbox=1,
-                django_tasks_db=0.2,
-                django_reliable_outbox=0.3,
+                procrastinate=0.1,
+                django_celery_outbox=0.1,
+                faststream_outbox=0.5,
+                django_tasks_db=0.05,
+                django_reliable_outbox=0.1,
             ),
         ),
     ),
@@ -213,6 +188,27 @@ CATALOGUE: Sequence[Benchmark] = (
         ways=(
             ours("relays", "one relay", count=1),
             ours("relays", "two relays", count=2),
+        ),
+    ),
+    Benchmark(
+        key="notify",
+        title="100 publishers that commit as fast as they can, while a relay listens",
+        events={"small": 1, "full": 10},
+        count="seconds",
+        turns=10,
+        ways=(
+            _publishers("NOTIFY off", publishers=100, notify=False),
+            _publishers("NOTIFY on", publishers=100, notify=True),
+        ),
+    ),
+    Benchmark(
+        key="pinned",
+        title="Relay to Redis while a transaction is open all the time",
+        events={"small": 200, "full": 50_000},
+        turns=5,
+        ways=(
+            _EMPTY,
+            _running("relay_on_kept", "dead rows of all rounds kept", prepare={"task": "pin"}),
         ),
     ),
 )

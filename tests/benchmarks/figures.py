@@ -9,7 +9,7 @@ from statistics import median, quantiles
 from typing import Any
 
 from tests.benchmarks.bars import EVERY_PEER, Bar, Measure
-from tests.benchmarks.catalogue import Benchmark
+from tests.benchmarks.benchmark import Benchmark
 
 
 @dataclass

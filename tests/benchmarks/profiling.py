@@ -7,7 +7,7 @@ import os
 import pstats
 import time
 
-from tests.benchmarks.catalogue import Scale
+from tests.benchmarks.benchmark import Scale
 from tests.benchmarks.surroundings import Surroundings
 
 LINES = 40

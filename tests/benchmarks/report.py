@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from tests.benchmarks.bars import BARS, Bar
-from tests.benchmarks.catalogue import Way
+from tests.benchmarks.benchmark import Way
 from tests.benchmarks.figures import Figures, Result
 
 HEAD = """\
@@ -23,11 +23,16 @@ COLUMNS = (
 )
 
 NOTES = """
-Wall and CPU time are per event, medians of the rounds; *least…greatest* are wall times of rounds. CPU time is
-that of all client processes (publisher, relay, worker) in user and system mode, without the servers' own.
-Publishing is measured as what it adds to a transaction that writes one business row. Latencies are of all
-rounds together. A ratio is that of what the bar names; without a bar it is to the first row of the block, of
-what the block's first bar names, or of the median latency.
+Wall and CPU time are per event, medians of the rounds, or of the turns where a round is shared in turns;
+*least…greatest* are wall times of rounds or turns. CPU time is that of all client processes (publisher,
+relay, worker) in user and system mode, without the servers' own. Publishing is measured as what it adds to a
+transaction that writes one business row. Latencies are of all rounds together; beside them stands the CPU
+time of one event at the pace of these samples, six a second, with what idle processes spend between two of
+them. A ratio is that of what the bar names; without a bar it is to the first row of the block, of what the
+block's first bar names, or of the median latency.
+
+One bar is a test instead of a row: an idle relay sends at most two statements a second
+([`test_an_idle_relay_sends_two_statements_a_second_at_most`](../../tests/integration/test_statement_counts.py)).
 """
 
 
@@ -85,7 +90,8 @@ def _row(title: str, way: Way, result: Result, bar: Bar | None) -> str:
 def _measured(found: Figures) -> list[str]:
     if found.samples_ms:
         p50, p99 = found.value("p50"), found.value("p99")
-        return ["", f"p50 {p50:.2f} ms, p99 {p99:.2f} ms", f"{len(found.samples_ms)} samples", ""]
+        wall = f"p50 {p50:.2f} ms, p99 {p99:.2f} ms"
+        return ["", wall, f"{len(found.samples_ms)} samples", _number(found.cpu_us)]
     least, greatest = found.spread()
     return [
         _number(found.value("rate")),
@@ -121,7 +127,8 @@ def _versions(results: Iterable[Result]) -> str:
     for result in results:
         for way in result.benchmark.ways:
             if versions := result.figures[way.name].versions if way.name in result.figures else {}:
-                found[way.module.rpartition(".")[2].replace("_", "-")] = versions
+                module = way.module.rpartition(".")[2].replace("_", "-")
+                found["this package" if way.kind == "ours" else module] = versions
     lines = (
         f"- {name}: {', '.join(f'{package} {number}' for package, number in versions.items())}\n"
         for name, versions in found.items()

@@ -8,13 +8,15 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from tests.benchmarks.catalogue import Benchmark, Scale, Way
+from tests.benchmarks.benchmark import Benchmark, Scale, Way
 from tests.benchmarks.drivers import ANSWER_TIMEOUT_S, Driver, DriverError
 from tests.benchmarks.environments import EnvironmentMissing
 from tests.benchmarks.figures import Figures, Result
 
 # A way that was asked may take at least so long, however late it is.
 LEAST_TIMEOUT_S = 120.0
+# Tens of millions of rows are written meanwhile.
+PREPARE_TIMEOUT_S = 3600.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,15 +56,17 @@ def _started(
 ) -> dict[str, Driver]:
     """Start each way and let it warm up, with a round of the smallest scale that nobody counts."""
     drivers: dict[str, Driver] = {}
-    by_module: dict[str, Driver] = {}
+    shared: dict[tuple[str, str], Driver] = {}
     for way in benchmark.ways:
         try:
-            if way.module not in by_module:
+            if (way.module, way.database) not in shared:
                 driver = stack.enter_context(plan.start(way, benchmark))
                 driver.start()
-                by_module[way.module] = driver
-            drivers[way.name] = by_module[way.module]
+                shared[way.module, way.database] = driver
+            drivers[way.name] = shared[way.module, way.database]
             figures[way.name].versions = drivers[way.name].versions
+            if way.prepare:
+                drivers[way.name].ask(timeout_s=PREPARE_TIMEOUT_S, **way.prepare)
             _ask(drivers[way.name], way, benchmark, "small", plan)
         except (DriverError, EnvironmentMissing) as problem:
             figures[way.name].failure = str(problem)
@@ -77,22 +81,25 @@ def _round(
     drivers: Mapping[str, Driver],
     figures: Mapping[str, Figures],
 ) -> None:
-    # Each round begins with another way, so that none always comes after the same one.
-    first = number % len(benchmark.ways)
-    for way in (*benchmark.ways[first:], *benchmark.ways[:first]):
-        found = figures[way.name]
-        if not found.failure:
-            try:
-                found.answers.append(_ask(drivers[way.name], way, benchmark, plan.scale, plan))
-            except DriverError as problem:
-                found.failure = str(problem)
-        plan.step(f"{benchmark.key}: {way.name}, round {number + 1} of {plan.rounds}")
+    turns = benchmark.turns_of(plan.scale)
+    for turn in range(turns):
+        # Each begins with another way, so that none always comes after the same one.
+        first = (number * turns + turn) % len(benchmark.ways)
+        for way in (*benchmark.ways[first:], *benchmark.ways[:first]):
+            found = figures[way.name]
+            if not found.failure:
+                try:
+                    found.answers.append(_ask(drivers[way.name], way, benchmark, plan.scale, plan))
+                except DriverError as problem:
+                    found.failure = str(problem)
+            if turn == turns - 1:
+                plan.step(f"{benchmark.key}: {way.name}, round {number + 1} of {plan.rounds}")
 
 
 def _ask(driver: Driver, way: Way, benchmark: Benchmark, scale: Scale, plan: Plan) -> dict[str, object]:
-    # Whole batches, for the handler that takes them.
-    events = math.ceil(benchmark.events[scale] * way.part)
+    events = math.ceil(benchmark.events[scale] * way.part / benchmark.turns_of(scale))
     if way.task == "end_to_end_batched":
+        # Whole batches, for the handler that takes them.
         events = max(500, events // 500 * 500)
     left_s = max(plan.deadline - time.monotonic(), LEAST_TIMEOUT_S)
     return driver.ask(way.task, min(left_s, ANSWER_TIMEOUT_S), **{benchmark.count: events}, **way.arguments)

@@ -21,6 +21,12 @@ def database() -> dict[str, Any]:
     return found
 
 
+def connection_options() -> dict[str, Any]:
+    """Return what psycopg needs to connect to it without Django."""
+    options = {name.lower(): value for name, value in database().items() if value}
+    return {"dbname" if name == "name" else name: value for name, value in options.items()}
+
+
 def setup(*apps: str, **settings: Any) -> None:
     """Configure Django with these apps and settings."""
     import django

@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 import psycopg
 
 from tests.benchmarks import environments
-from tests.benchmarks.catalogue import Benchmark, Broker, Way
+from tests.benchmarks.benchmark import Benchmark, Broker, Way
 from tests.benchmarks.drivers import Driver
 from tests.benchmarks.environments import EnvironmentMissing
 

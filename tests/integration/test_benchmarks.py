@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-import uuid
-from collections.abc import Iterator
 from dataclasses import replace
 
 import psycopg
@@ -12,7 +10,8 @@ import pytest
 
 from tests.benchmarks import report
 from tests.benchmarks.bars import BARS, EVERY_PEER
-from tests.benchmarks.catalogue import CATALOGUE, Benchmark, floor, ours, peers
+from tests.benchmarks.benchmark import Benchmark, floor, ours
+from tests.benchmarks.catalogue import catalogue, peers
 from tests.benchmarks.figures import Figures, Result, percentile
 from tests.benchmarks.protocol import added
 from tests.benchmarks.rounds import Plan, run
@@ -31,21 +30,14 @@ SMALLEST = Benchmark(
 )
 
 
-@pytest.fixture
-def surroundings(postgres_url: str, redis_url: str) -> Iterator[Surroundings]:
-    found = Surroundings(
-        database_url=postgres_url,
-        redis_url=redis_url,
-        rabbitmq_url=None,
-        prefix=f"bench_{uuid.uuid4().hex[:8]}",
-        with_peers=False,
-    )
-    yield found
-    found.clean()
-
-
 def answered(wall_s: float, cpu_s: float) -> Figures:
     return Figures(answers=[{"events": 10, "wall_s": wall_s, "cpu_s": cpu_s}])
+
+
+def burn(cpu_s: float) -> None:
+    until = time.process_time() + cpu_s
+    while time.process_time() < until:
+        pass
 
 
 @pytest.mark.postgres
@@ -75,7 +67,7 @@ def test_the_smallest_benchmark_measures_what_it_can_and_says_what_it_cannot(
 
 
 def test_every_bar_is_about_ways_that_are_measured() -> None:
-    ways = {one.key: {way.name for way in one.ways} for one in CATALOGUE}
+    ways = {one.key: {way.name for way in one.ways} for one in catalogue()}
     for bar in BARS:
         assert {bar.way, bar.against} - {EVERY_PEER} <= ways[bar.benchmark]
 
@@ -96,7 +88,7 @@ def test_a_bar_against_something_that_was_not_measured_is_not_met() -> None:
 
 
 def test_every_peer_means_the_best_of_them() -> None:
-    [publish] = [one for one in CATALOGUE if one.key == "publish"]
+    [publish] = [one for one in catalogue() if one.key == "publish"]
     figures = {way.name: answered(1, 3 if way.kind == "peer" else 2) for way in publish.ways}
     figures["procrastinate"] = answered(1, 1)
     [bar] = [one for one in BARS if one.against == EVERY_PEER]
@@ -111,14 +103,19 @@ def test_what_is_added_is_the_difference() -> None:
 
     def full(count: int) -> None:
         counted["full"] += count
-        until = time.process_time() + 0.002
-        while time.process_time() < until:
-            pass
+        burn(0.002)
 
-    answer = added(bare, full, events=47)
-    assert counted == {"bare": 47, "full": 47}
-    # 47 in portions of two.
-    assert answer["cpu_s"] == pytest.approx(24 * 0.002, rel=0.5)
+    answer = added(bare, full, events=40)
+    # One portion of each before, which nobody counts.
+    assert counted == {"bare": 50, "full": 50}
+    assert answer["events"] == 40
+    assert answer["cpu_s"] == pytest.approx(4 * 0.002, rel=0.5)
+
+
+def test_neither_the_first_portion_nor_an_outlier_counts_for_what_is_added() -> None:
+    took_s = iter([0.1, 0.002, 0.002, 0.1, 0.002, 0.002])
+    answer = added(lambda count: None, lambda count: burn(next(took_s)), events=50)
+    assert answer["cpu_s"] == pytest.approx(5 * 0.002, rel=0.5)
 
 
 def test_the_percentiles_are_those_of_the_samples() -> None:

@@ -76,7 +76,7 @@ def drain(events: int) -> Answer:
     """Claim, write to the broker and mark, in batches, until nothing is left."""
     outbox.fill(events)
     send = _redis() if site.BROKER_URL.startswith("redis") else _rabbitmq()
-    with psycopg.connect(**_connection_options(), autocommit=True) as database:
+    with psycopg.connect(**site.connection_options(), autocommit=True) as database:
 
         def work() -> None:
             while batch(database, send):
@@ -142,11 +142,6 @@ def _rabbitmq() -> Any:
     return lambda rows: pipelined.send(
         f'{{"queue_name":"{QUEUE}","delivery":{pk},"args":[{payload}]}}'.encode() for pk, payload in rows
     )
-
-
-def _connection_options() -> dict[str, Any]:
-    options = {name.lower(): value for name, value in site.database().items() if value}
-    return {"dbname" if name == "name" else name: value for name, value in options.items()}
 
 
 def clear() -> None:
