@@ -20,7 +20,12 @@ LATE_S = float(os.environ.get("OUTBOX_SOAK_LATE_S", "3"))
 LANES = 16
 IN_A_ROW = 3
 
-# Beyond what recovery waits for: the work itself, on a machine that is busy with other tests as well.
+# What an effect that was missing when the fault ended takes to be caught up with: the work of one worker with
+# four threads, a relay, the database and the broker, on two cores. A server that was away for seconds has
+# hundreds of them wait.
+WORK = timedelta(seconds=0.003)
+
+# Beyond that, on a machine that is busy with other tests as well.
 MARGIN = timedelta(seconds=float(os.environ.get("OUTBOX_FAULTS_MARGIN_S", "10")))
 
 POLL_INTERVAL = timedelta(seconds=0.5)
@@ -28,5 +33,9 @@ CONFIRM_TIMEOUT = timedelta(seconds=3)
 DISPATCH_TIMEOUT = timedelta(seconds=2)
 # How long a Dramatiq worker waits before it consumes from RabbitMQ or Redis again.
 RECONNECT = timedelta(seconds=0.5)
+# How long Dramatiq puts off what failed, at most.
+RETRY = timedelta(seconds=0.4)
+# How often an idle worker looks at Redis, and at what it has put off.
+LOOK = timedelta(seconds=0.1)
 # How long RedisBroker takes a silent worker for alive.
 HEARTBEAT_TIMEOUT = timedelta(seconds=2)

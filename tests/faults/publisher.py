@@ -43,7 +43,10 @@ class Publisher:
             self._pause.wait(PACE_S)
 
     def _run(self) -> str:
-        return self._run_file.read_text() if self._run_file.exists() else ""
+        try:
+            return self._run_file.read_text()
+        except FileNotFoundError:
+            return ""
 
     def _sell_for(self, run: str) -> None:
         refused = 0

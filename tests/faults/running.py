@@ -51,6 +51,7 @@ def _result(scenario: Scenario, run: Run) -> Result:
         for step in scenario.steps:
             step(run)
         over_at = time.monotonic()
+    behind = ledger.count(run.name).lost
     count = ledger.wait_until_even(run.name)
     recovery_s = time.monotonic() - over_at
     if count.lost:
@@ -59,4 +60,4 @@ def _result(scenario: Scenario, run: Run) -> Result:
         ledger.wait_until_settled()
         # Once more: what was on its way twice has arrived by now.
         count = ledger.count(run.name)
-    return Result.of(scenario, run.stage.name, count, recovery_s)
+    return Result.of(scenario, run.stage.name, count, behind=behind, recovery_s=recovery_s)

@@ -199,6 +199,7 @@ class Stage:
             "OUTBOX_TEST_OPTIONS": json.dumps(OPTIONS | {"CRASH_DIR": str(self._folder)}),
             "OUTBOX_TEST_FOLDER": str(self._folder),
             "dramatiq_restart_delay": str(int(effort.RECONNECT.total_seconds() * 1000)),
+            "dramatiq_worker_timeout": str(int(effort.LOOK.total_seconds() * 1000)),
             **variables,
         }
 

@@ -11,6 +11,7 @@ from django.conf import settings
 from django.db.models.functions import Now
 
 from outbox import ReceivedEvent, handler
+from tests.faults import effort
 
 from . import HANDLERS
 from .models import Effect
@@ -18,7 +19,8 @@ from .models import Effect
 QUEUE = f"{settings.TEST_PREFIX}default"
 
 # The faults are not the handlers' own: they go on trying, and soon.
-PATIENT: Any = {"max_retries": 10_000, "min_backoff": 50, "max_backoff": 500}
+MAX_BACKOFF_MS = int(effort.RETRY.total_seconds() * 1000)
+PATIENT: Any = {"max_retries": 10_000, "min_backoff": 50, "max_backoff": MAX_BACKOFF_MS}
 
 POLL_INTERVAL_S = 0.01
 
