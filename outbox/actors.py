@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from datetime import timedelta
@@ -24,6 +25,8 @@ from .topics import check_pattern, check_topic
 ACTOR_TOPIC = "actor"
 MAX_NAME_LENGTH = 255
 
+_AS_IT_IS = nullcontext()
+
 # What Dramatiq does once for each message would be done once for a whole pack.
 UNPACKABLE_OPTIONS = frozenset({"on_retry_exhausted", "on_success", "store_results"})
 
@@ -44,18 +47,20 @@ class OutboxActor(dramatiq.Actor[..., Any]):
         return self._run(handler, run, args, kwargs)
 
     def _run(self, handler: Handler, run: Run, args: Any, kwargs: Any) -> Any:
-        with run.timed():
-            try:
-                # A batch is split outside of its transaction, which has to be rolled back for it.
-                with settling(run) if handler.transactional else nullcontext():
-                    args, kwargs = self._arguments(handler, run, args, kwargs)
-                    return super().__call__(*args, **kwargs)
-            except (Exception, TimeLimitExceeded) as error:
-                if not self._splits(run, error):
-                    raise
-                self.logger.exception("A batch of %d events goes one by one.", len(run.deliveries))
-                run.split = describe(error)
-                return None
+        started = time.perf_counter()
+        try:
+            # A batch is split outside of its transaction, which has to be rolled back for it.
+            with settling(run) if handler.transactional else _AS_IT_IS:
+                args, kwargs = self._arguments(handler, run, args, kwargs)
+                return super().__call__(*args, **kwargs)
+        except (Exception, TimeLimitExceeded) as error:
+            if not self._splits(run, error):
+                raise
+            self.logger.exception("A batch of %d events goes one by one.", len(run.deliveries))
+            run.split = describe(error)
+            return None
+        finally:
+            run.duration_s = time.perf_counter() - started
 
     def _arguments(self, handler: Handler, run: Run, args: Any, kwargs: Any) -> tuple[Any, Any]:
         if handler.arguments is None:
@@ -63,7 +68,7 @@ class OutboxActor(dramatiq.Actor[..., Any]):
         converted = handler.arguments(run)
         if handler.transactional:
             unsettle(run)
-        if not run.undecided:
+        if run.discarded and not run.undecided:
             raise SkipMessage("; ".join(sorted(set(run.discarded.values()))))
         return converted
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
 from types import MappingProxyType
 from typing import Any
 
@@ -58,16 +58,25 @@ class Suspended:
             _context.reset(token)
 
 
-@contextmanager
-def handling(event: ReceivedEvent) -> Generator[None]:
-    """Make an event and its context current, as in the worker that runs its handler."""
-    context_token = _context.set(event.context)
-    event_token = _event.set(event)
-    try:
-        yield
-    finally:
-        _event.reset(event_token)
-        _context.reset(context_token)
+class Handling:
+    """Makes an event and its context current, as in the worker that runs its handler."""
+
+    __slots__ = ("_context_token", "_event", "_event_token")
+
+    def __init__(self, event: ReceivedEvent) -> None:
+        self._event = event
+        self._context_token: Token[Mapping[str, Any]] | None = None
+        self._event_token: Token[ReceivedEvent | None] | None = None
+
+    def __enter__(self) -> None:
+        self._context_token = _context.set(self._event.context)
+        self._event_token = _event.set(self._event)
+
+    def __exit__(self, *_: object) -> None:
+        if self._event_token is not None:
+            _event.reset(self._event_token)
+        if self._context_token is not None:
+            _context.reset(self._context_token)
 
 
 def headers_for(given: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from hashlib import sha256
 
@@ -18,7 +17,7 @@ from django.db import Error, connections
 
 from .conf import get_settings
 from .folders import own_folder
-from .journal import Journal, left_behind
+from .journal import Journal, Noting, left_behind
 from .lifecycle import delivery_failed
 from .models import CRASHED, Delivery
 from .runs import Run
@@ -120,10 +119,10 @@ class Crashes:
         """Let another suspect run."""
         self._alone.release()
 
-    def noting(self, run: Run) -> AbstractContextManager[None]:
-        """Keep a note of a run that outlives this process."""
+    def noting(self, run: Run) -> Noting | None:
+        """Return what keeps a note of a run that outlives this process, None if nothing does."""
         journal = self._journal
-        return nullcontext() if journal is None else journal.noting(run.database, run.deliveries)
+        return None if journal is None else journal.noting(run.database, run.deliveries)
 
     def _run(self, looked: threading.Event, stop: threading.Event) -> None:
         while not stop.is_set():

@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 SUFFIX = ".journal"
@@ -32,6 +32,7 @@ _ALIAS = struct.Struct("<60s")
 _HEAD_BYTES = _COUNT.size + _ALIAS.size
 DELIVERIES_PER_SLOT = (SLOT_BYTES - _HEAD_BYTES) // 8
 FILE_BYTES = SLOTS * SLOT_BYTES
+_NOTHING = _COUNT.pack(0)
 
 # A database alias and deliveries that were being run.
 Noted = tuple[str, list[int]]
@@ -64,15 +65,30 @@ class Journal:
         # The one used last is taken first, so that few pages are touched.
         self._free = deque(range(FILE_BYTES - SLOT_BYTES, -1, -SLOT_BYTES))
 
-    @contextmanager
-    def noting(self, database: str, deliveries: Sequence[int]) -> Iterator[None]:
+    def noting(self, database: str, deliveries: Sequence[int]) -> Noting:
         """Keep a note while deliveries are run."""
-        slots = [self._note(database, part) for part in _parts(deliveries)]
+        return Noting(self, database, deliveries)
+
+    def note(self, database: str, deliveries: Sequence[int]) -> int | None:
+        """Note as many deliveries as a slot has room for; return it, or None if there is none."""
+        content = _ALIAS.pack(database.encode()) + struct.pack(f"<{len(deliveries)}q", *deliveries)
         try:
-            yield
-        finally:
-            for slot in slots:
-                self._erase(slot)
+            slot = self._free.pop()
+            start = slot + _COUNT.size
+            self._memory[start : start + len(content)] = content
+            # Last, as a slot without a count is not read.
+            self._memory[slot:start] = _COUNT.pack(len(deliveries))
+        except (IndexError, ValueError):
+            return None  # all are taken, or the file has been let go of
+        return slot
+
+    def erase(self, slot: int | None) -> None:
+        """Forget what is noted in a slot."""
+        if slot is None:
+            return
+        with suppress(ValueError):
+            self._memory[slot : slot + _COUNT.size] = _NOTHING
+        self._free.append(slot)
 
     def remove(self) -> None:
         """Take the file away: whatever becomes of the runs under way, they do not count as crashes."""
@@ -87,24 +103,29 @@ class Journal:
         if fd >= 0:
             os.close(fd)
 
-    def _note(self, database: str, deliveries: Sequence[int]) -> int | None:
-        content = _ALIAS.pack(database.encode()) + struct.pack(f"<{len(deliveries)}q", *deliveries)
-        try:
-            slot = self._free.pop()
-            start = slot + _COUNT.size
-            self._memory[start : start + len(content)] = content
-            # Last, as a slot without a count is not read.
-            self._memory[slot:start] = _COUNT.pack(len(deliveries))
-        except (IndexError, ValueError):
-            return None  # all are taken, or the file has been let go of
-        return slot
 
-    def _erase(self, slot: int | None) -> None:
-        if slot is None:
-            return
-        with suppress(ValueError):
-            self._memory[slot : slot + _COUNT.size] = _COUNT.pack(0)
-        self._free.append(slot)
+class Noting:
+    """Keeps a note of deliveries while they are run."""
+
+    # A class of few words, as all that a worker does for each event: a generator takes three times as long.
+    __slots__ = ("_database", "_deliveries", "_journal", "_slots")
+
+    def __init__(self, journal: Journal, database: str, deliveries: Sequence[int]) -> None:
+        self._journal = journal
+        self._database = database
+        self._deliveries = deliveries
+        self._slots: Sequence[int | None] = ()
+
+    def __enter__(self) -> None:
+        note, deliveries = self._journal.note, self._deliveries
+        if len(deliveries) <= DELIVERIES_PER_SLOT:
+            self._slots = (note(self._database, deliveries),)
+        else:
+            self._slots = [note(self._database, part) for part in _parts(deliveries)]
+
+    def __exit__(self, *_: object) -> None:
+        for slot in self._slots:
+            self._journal.erase(slot)
 
 
 def _parts(deliveries: Sequence[int]) -> Iterator[Sequence[int]]:

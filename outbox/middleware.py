@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from contextlib import ExitStack
 from contextvars import ContextVar
 from datetime import timedelta
 from typing import Any
@@ -14,9 +13,9 @@ from dramatiq.broker import MessageProxy
 from dramatiq.middleware import Retries, SkipMessage
 
 from . import packs
+from .at_work import AtWork
 from .conf import get_settings
 from .confirmations import confirmations
-from .contexts import handling
 from .crashes import SUSPECT_DELAY, crashes
 from .models import Delivery
 from .outcomes import Outcome
@@ -30,7 +29,7 @@ UNKNOWN_ACTOR_DELAY = timedelta(seconds=30)
 UNREADABLE_DELAY = timedelta(seconds=30)
 LOST_RETRY_DELAY = timedelta(seconds=15)
 
-_stack: ContextVar[ExitStack | None] = ContextVar("outbox_stack", default=None)
+_at_work: ContextVar[AtWork | None] = ContextVar("outbox_at_work", default=None)
 
 
 class OutboxMiddleware(Middleware):
@@ -66,17 +65,11 @@ class OutboxMiddleware(Middleware):
         # normal way pays no query. A pack pays one: Redis does not say of what it gives back that it does,
         # and most of a pack may be settled by then.
         pack = run.packed and (run.retries or len(run.deliveries) > 1)
-        again = pack or run.redelivered or getattr(message, "redelivered", False)
-        with ExitStack() as stack:
-            if again or crashes.suspects(run):
-                self._look_up(run, stack)
-            if not run.packed:
-                stack.enter_context(crashes.noting(run))
-            token = current_run.set(run)
-            stack.callback(current_run.reset, token)
-            if not run.batched:
-                stack.enter_context(handling(run.event))
-            _stack.set(stack.pop_all())
+        again = pack or run.redelivered or vars(message).get("redelivered")
+        alone = bool(again or crashes.suspects(run)) and self._look_up(run)
+        at_work = AtWork(run, alone=alone)
+        at_work.__enter__()
+        _at_work.set(at_work)
 
     def after_enqueue(self, broker: Broker, message: Message[Any], delay: int | None) -> None:
         """Notice that the running message has been enqueued again, for a retry."""
@@ -160,16 +153,22 @@ class OutboxMiddleware(Middleware):
             message.fail()
         raise SkipMessage(reason)
 
-    def _look_up(self, run: Run, stack: ExitStack) -> None:
-        """Look whether a copy of a message need run, and may run now.
+    def _look_up(self, run: Run) -> bool:
+        """Look whether a copy of a message need run, and may run now; return whether it has to run alone.
 
         Raises:
             SkipMessage: if not.
         """
-        if self._crashed(run):
-            self._suspect(run, stack)
+        if not self._crashed(run):
+            return False
+        self._suspect(run)
+        try:
             # It may have waited for another copy of its own message.
             self._crashed(run)
+        except BaseException:
+            crashes.end_solitude()
+            raise
+        return True
 
     def _crashed(self, run: Run) -> bool:
         """Return whether a worker has died of a run; of a pack, leave out what is settled instead.
@@ -197,22 +196,26 @@ class OutboxMiddleware(Middleware):
             return False
         return bool(suspects)
 
-    def _suspect(self, run: Run, stack: ExitStack) -> None:
-        """Let a run that a worker may have died of go on alone."""
+    def _suspect(self, run: Run) -> None:
+        """Let a run that a worker may have died of go on alone.
+
+        Raises:
+            SkipMessage: if it is not to run now.
+        """
         if len(run.deliveries) > 1:
             confirmations.add(*Outcome.returned(run, "a worker died while it ran the batch; one by one"))
             raise SkipMessage("a batch that a worker died of, whose deliveries go one by one")
         if not crashes.claim_solitude():
             confirmations.add(*Outcome.not_begun(run, "waits to run without other suspects", SUSPECT_DELAY))
             raise SkipMessage("another message that a worker may have died of runs now")
-        stack.callback(crashes.end_solitude)
 
     def _leave(self) -> Run | None:
-        run, stack = current_run.get(), _stack.get()
-        if stack is not None:
-            _stack.set(None)
-            stack.close()
-        return run
+        at_work = _at_work.get()
+        if at_work is None:
+            return None
+        _at_work.set(None)
+        at_work.__exit__()
+        return at_work.run
 
 
 def _retries(broker: Broker) -> bool:

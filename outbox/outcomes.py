@@ -8,7 +8,15 @@ from typing import NamedTuple
 from .models import Delivery, storable
 from .runs import Run
 
+# As text: the members of an enumeration take several times as long to compare.
 _Status = Delivery.Status
+_PENDING = str(_Status.PENDING)
+_DISPATCHED = str(_Status.DISPATCHED)
+_SUCCEEDED = str(_Status.SUCCEEDED)
+_FAILED = str(_Status.FAILED)
+_DISCARDED = str(_Status.DISCARDED)
+_OPEN = frozenset({_PENDING, _DISPATCHED})
+_NO_WAIT = timedelta()
 
 
 # A tuple, since a worker makes one for each event: a frozen dataclass takes five times as long.
@@ -30,66 +38,64 @@ class Outcome(NamedTuple):
     verdict: str
     duration_s: float
     error: str = ""
-    wait: timedelta = timedelta()
+    wait: timedelta = _NO_WAIT
     lane: str = ""
     unbegun: bool = False
 
     @classmethod
     def succeeded(cls, run: Run) -> list[Outcome]:
         """Say that the handler ran to its end."""
-        return cls._of(run, "" if run.settled else _Status.SUCCEEDED, "succeeded")
+        return cls._of(run, "" if run.settled else _SUCCEEDED, "succeeded")
 
     @classmethod
     def retried(cls, run: Run, error: str, wait: timedelta) -> list[Outcome]:
         """Say that the handler failed and Dramatiq has enqueued another try."""
-        return cls._of(run, _Status.DISPATCHED, "retried", error, wait)
+        return cls._of(run, _DISPATCHED, "retried", error, wait)
 
     @classmethod
     def failed(cls, run: Run, error: str) -> list[Outcome]:
         """Say that the handler failed for the last time."""
-        return cls._of(run, _Status.FAILED, "failed", error)
+        return cls._of(run, _FAILED, "failed", error)
 
     @classmethod
     def discarded(cls, run: Run, reason: str) -> list[Outcome]:
         """Say that there was nothing to do."""
-        return cls._of(run, _Status.DISCARDED, "", reason)
+        return cls._of(run, _DISCARDED, "", reason)
 
     @classmethod
-    def returned(cls, run: Run, reason: str, wait: timedelta = timedelta()) -> list[Outcome]:
+    def returned(cls, run: Run, reason: str, wait: timedelta = _NO_WAIT) -> list[Outcome]:
         """Say that the message was not run to its end here, and its deliveries may be sent again."""
-        return cls._of(run, _Status.PENDING, "retried" if run.split else "", reason, wait)
+        return cls._of(run, _PENDING, "retried" if run.split else "", reason, wait)
 
     @classmethod
     def tried(cls, run: Run, error: str, wait: timedelta) -> list[Outcome]:
         """Say that the handler failed and its delivery is to be dispatched again."""
-        return cls._of(run, _Status.PENDING, "retried", error, wait)
+        return cls._of(run, _PENDING, "retried", error, wait)
 
     @classmethod
-    def not_begun(cls, run: Run, reason: str = "", wait: timedelta = timedelta()) -> list[Outcome]:
+    def not_begun(cls, run: Run, reason: str = "", wait: timedelta = _NO_WAIT) -> list[Outcome]:
         """Say that the deliveries were not run here, and may be sent again."""
-        return [one._replace(unbegun=True) for one in cls._of(run, _Status.PENDING, "", reason, wait)]
+        return [one._replace(unbegun=True) for one in cls._of(run, _PENDING, "", reason, wait)]
 
     @property
     def is_final(self) -> bool:
         """Return whether the delivery is not going to run again by itself."""
-        return self.status not in (_Status.PENDING, _Status.DISPATCHED)
+        return self.status not in _OPEN
 
     @classmethod
     def _of(
-        cls, run: Run, status: str, verdict: str, error: str = "", wait: timedelta = timedelta()
+        cls, run: Run, status: str, verdict: str, error: str = "", wait: timedelta = _NO_WAIT
     ) -> list[Outcome]:
         # The statistics are per event, so those of a batch share its duration.
         duration_s = run.duration_s / max(len(run.deliveries), 1)
         database, handler, lane = run.database, run.handler, run.lane
-        status, text = str(status), storable(error)
-        discarded = str(_Status.DISCARDED)
-        return [
-            *(
-                cls(one, database, handler, status, verdict, duration_s, text, wait, lane)
-                for one in run.undecided
-            ),
-            *(
-                cls(one, database, handler, discarded, "", duration_s, storable(reason), wait, lane)
-                for one, reason in run.discarded.items()
-            ),
+        text = storable(error) if error else ""
+        outcomes = [
+            cls(one, database, handler, status, verdict, duration_s, text, wait, lane)
+            for one in (run.undecided if run.discarded else run.deliveries)
         ]
+        outcomes += [
+            cls(one, database, handler, _DISCARDED, "", duration_s, storable(reason), wait, lane)
+            for one, reason in run.discarded.items()
+        ]
+        return outcomes

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -13,15 +12,15 @@ import dramatiq
 from django.db import Error, close_old_connections
 from dramatiq.middleware import Interrupt, SkipMessage
 
+from .at_work import AtWork
 from .conf import get_settings
 from .confirmations import confirmations
-from .contexts import handling
 from .crashes import SUSPECT_DELAY, crashes
 from .models import Delivery
 from .outcomes import Outcome
 from .registry import registry
 from .retrying import retry_in
-from .runs import Run, current_run, describe
+from .runs import Run, describe
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +85,7 @@ class _PackWorker:
 
     def _outcome(self, one: Run) -> list[Outcome]:
         try:
-            with _current(one):
+            with AtWork(one):
                 self._call(one)
         except SkipMessage:
             return [] if one.left else Outcome.discarded(one, "skipped by the handler")
@@ -124,14 +123,3 @@ def _is_done(one: Run) -> bool:
     except Error:
         logger.warning("could not look up delivery %d, so it runs", one.deliveries[0], exc_info=True)
         return False
-
-
-@contextmanager
-def _current(one: Run) -> Generator[None]:
-    """Make a run, its event and its context current, and note it in the journal."""
-    token = current_run.set(one)
-    try:
-        with crashes.noting(one), handling(one.event):
-            yield
-    finally:
-        current_run.reset(token)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import time
 import traceback
-from collections.abc import Generator, Iterable, Mapping, Set
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Set
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -67,25 +65,33 @@ class Run:
         Raises:
             MALFORMED: one of these, if its options are malformed.
         """
-        options = message.options.get("outbox")
-        if not isinstance(options, Mapping):
+        all_options = message.options
+        options = all_options.get("outbox")
+        if type(options) is not dict and not isinstance(options, Mapping):
             return None
         listed = options.get("pack") or options.get("deliveries")
         unreadable = why_unreadable(options["v"])
-        envelopes = [] if unreadable else _envelopes(message, options, listed is not None)
-        return cls(
-            database=options["database"],
-            handler=message.actor_name,
-            message_id=message.message_id,
-            deliveries=[options["delivery"]] if listed is None else list(listed),
-            events=[ReceivedEvent.from_message(envelope) for envelope in envelopes],
+        run = cls(
+            options["database"],
+            message.actor_name,
+            message.message_id,
+            [options["delivery"]] if listed is None else list(listed),
+            [],
             batched=listed is not None,
             packed="pack" in options,
             unreadable=unreadable,
             redelivered=options.get("redelivered", 0),
-            retries=message.options.get("retries", 0),
-            tried={} if unreadable else _tried(options),
+            retries=all_options.get("retries", 0),
         )
+        if not unreadable:
+            read = ReceivedEvent.from_message
+            if listed is None:
+                run.events.append(read(options.get("event") or message.args[0]))
+            else:
+                run.events += map(read, message.args[0])
+            if "retries" in options:
+                run.tried = dict(zip(options["pack"], options["retries"], strict=True))
+        return run
 
     def first(self, *, ordered: bool = False) -> Run:
         """Return the first delivery of a pack as a run of its own."""
@@ -116,23 +122,6 @@ class Run:
     def undecided(self) -> list[int]:
         """Return the deliveries that the outcome of the run decides."""
         return [delivery for delivery in self.deliveries if delivery not in self.discarded]
-
-    @contextmanager
-    def timed(self) -> Generator[None]:
-        """Measure the run with the monotonic clock."""
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.duration_s = time.perf_counter() - started
-
-
-def _envelopes(message: Any, options: Mapping[str, Any], batched: bool) -> Any:
-    return message.args[0] if batched else [options.get("event") or message.args[0]]
-
-
-def _tried(options: Mapping[str, Any]) -> Mapping[int, int]:
-    return dict(zip(options["pack"], options["retries"], strict=True)) if "retries" in options else {}
 
 
 current_run: ContextVar[Run | None] = ContextVar("outbox_run", default=None)

@@ -15,6 +15,13 @@ logger = logging.getLogger(__name__)
 # unconfirmed, and are sent again.
 MAX_BUFFERED = 200_000
 
+_Status = Delivery.Status
+_OPEN = (str(_Status.PENDING), str(_Status.DISPATCHED))
+_STATES_BEFORE = {
+    str(_Status.DISPATCHED): (str(_Status.DISPATCHED),),
+    str(_Status.SUCCEEDED): (*_OPEN, str(_Status.FAILED)),
+}
+
 
 @dataclass(slots=True)
 class Batch:
@@ -78,8 +85,4 @@ def states_before(outcome: Outcome) -> tuple[str, ...]:
     Success is true whatever the row says meanwhile. A retry only puts off what is dispatched: Dramatiq
     enqueues it before the outbox may report it, so that what it has come to may be known already.
     """
-    status = Delivery.Status
-    if outcome.status == status.DISPATCHED:
-        return (str(status.DISPATCHED),)
-    start = (str(status.PENDING), str(status.DISPATCHED))
-    return (*start, str(status.FAILED)) if outcome.status == status.SUCCEEDED else start
+    return _STATES_BEFORE.get(outcome.status, _OPEN)

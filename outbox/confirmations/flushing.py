@@ -72,6 +72,7 @@ class Confirmations:
         if not outcomes:
             return
         settings = get_settings()
+        urgent = False
         with self._changed:
             for outcome in outcomes:
                 batch = self._batches.get(outcome.database)
@@ -84,11 +85,13 @@ class Confirmations:
                     batch = self._batches[outcome.database] = Batch()
                 if settings.confirm and outcome.status:
                     batch.keep(outcome)
-                if outcome.lane and outcome.is_final:
-                    batch.lanes.add((outcome.handler, outcome.lane))
+                if outcome.lane:
+                    urgent = True
+                    if outcome.is_final:
+                        batch.lanes.add((outcome.handler, outcome.lane))
                 if settings.stats and outcome.verdict:
                     batch.tally(outcome.handler).count(outcome.verdict, outcome.duration_s)
-            self._notice(len(outcomes), urgent=any(outcome.lane for outcome in outcomes))
+            self._notice(len(outcomes), urgent=urgent)
 
     def count_dispatched(self, database: str, counts: dict[str, int]) -> None:
         """Count what a relay has handed to the broker, by handler."""

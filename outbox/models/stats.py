@@ -33,7 +33,8 @@ class Tally:
         """Count one run; the verdict is the name of a counter."""
         setattr(self, verdict, getattr(self, verdict) + 1)
         self.duration_total_s += duration_s
-        self.duration_max_s = max(self.duration_max_s, duration_s)
+        if duration_s > self.duration_max_s:
+            self.duration_max_s = duration_s
         self.histogram[bucket_of(duration_s)] += 1
 
     def add(self, other: Tally) -> None:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import outbox
 from outbox import current_event, publish
-from outbox.contexts import current_context, handling
+from outbox.contexts import Handling, current_context
 from outbox.events import ReceivedEvent
 from outbox.http import OutboxContextMiddleware, fields_of
 from outbox.models import Event
@@ -382,5 +382,5 @@ def test_an_event_published_by_a_handler_tells_its_cause_and_its_root():
 
 
 def test_the_context_of_a_handler_hides_that_of_the_process():
-    with outbox.context(tenant="process"), handling(ReceivedEvent(uuid.uuid4(), "a", headers={})):
+    with outbox.context(tenant="process"), Handling(ReceivedEvent(uuid.uuid4(), "a", headers={})):
         assert current_context() == {}
