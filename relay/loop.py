@@ -37,8 +37,10 @@ SHORTEST_WAIT_S = QUIET_S + 0.01
 WAIT_GROWTH = 2.0
 
 # Where many publish, each moment brings a notification. Two looks for a row each cost twice what one for both
-# does; so after work was found this time passes before the next one, unless it is urgent.
-CALM_S = 0.03
+# does; so after work was found this time passes for each row before the next look, unless it is urgent. The
+# longest is that after which the relay would look without a notification.
+CALM_S = 0.01
+LONGEST_CALM_S = SHORTEST_WAIT_S
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,8 +209,8 @@ class Relay:
     def _wait(self, found: int) -> None:
         """Wait for a notification or the next look, whichever comes first."""
         self._wait_s = SHORTEST_WAIT_S if found else min(self._wait_s * WAIT_GROWTH, self._poll_s)
-        until = min(self._wait_s, self._housekeeping.redelivers_in_s())
-        calm_until = time.monotonic() + CALM_S if found else 0.0
+        calm_until = time.monotonic() + min(found * CALM_S, LONGEST_CALM_S)
+        until = self._looks_in_s()
         while not self._stop.requested:
             if self._wakeup.wait(until, calm_until=calm_until):
                 if self._wakeup.is_late:
@@ -219,7 +221,11 @@ class Relay:
             if due_in <= 0 or self._housekeeping.tick():
                 return
             self._wait_s = min(self._wait_s * WAIT_GROWTH, self._poll_s)
-            until = min(self._wait_s, due_in, self._housekeeping.redelivers_in_s())
+            until = min(due_in, self._looks_in_s())
+
+    def _looks_in_s(self) -> float:
+        fronts = self._claim.fronts
+        return min(self._wait_s, self._housekeeping.redelivers_in_s(), fronts.hastened_in_s())
 
     def _recover(self, state: str, problem: Exception) -> None:
         """Let what is away come back: wait with backoff and jitter, outside any transaction."""

@@ -35,7 +35,7 @@ class Wakeup:
         poll_s: how long at most the relay waits before it looks by itself.
 
     Attributes:
-        is_late: whether the last notification was of rows that may be before those that have been seen.
+        is_late: whether rows may have come that are before those that have been seen.
     """
 
     def __init__(self, *, database: str, listen: bool, stop: Stop, poll_s: float) -> None:
@@ -57,7 +57,8 @@ class Wakeup:
         self.is_late = False
         if self._wrapper is None:
             if self._is_time_to_connect() and self._connect():
-                # Somebody may have notified while nobody listened.
+                # Somebody may have notified while nobody listened, of rows that are late as well.
+                self.is_late = True
                 return True
             self._stop.wait(timeout_s)
             return False

@@ -11,6 +11,7 @@ from collections.abc import Generator, Iterable
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from math import inf
 from typing import NamedTuple
 
 # A transaction may take so long from its publish to its commit, and its rows are still not before the front.
@@ -57,6 +58,7 @@ class Front:
     def __init__(self) -> None:
         self.position = BEGINNING
         self.was_full = True
+        self._is_hastened = False
         self._full_at = 0.0
         self._full_at_soonest = 0.0
 
@@ -69,6 +71,7 @@ class Front:
         yield start
         ended = time.monotonic()
         if self.was_full:
+            self._is_hastened = False
             self._full_at = ended + min(max(0.0, ended - started - FREE_S) / FULL_SHARE, LONGEST_S)
             self._full_at_soonest = ended + (ended - started) * (1 / LATE_SHARE - 1)
 
@@ -88,6 +91,11 @@ class Front:
     def hasten(self) -> None:
         """Start a look from the very beginning as soon as may be."""
         self._full_at = min(self._full_at, self._full_at_soonest)
+        self._is_hastened = True
+
+    def hastened_in_s(self) -> float:
+        """Return in how many seconds the look is to come that was hastened; infinity if none was."""
+        return max(0.0, self._full_at - time.monotonic()) if self._is_hastened else inf
 
 
 @dataclass
@@ -117,6 +125,10 @@ class Fronts:
         """Start looks from the very beginning as soon as may be."""
         for front in self._all():
             front.hasten()
+
+    def hastened_in_s(self) -> float:
+        """Return in how many seconds it is time to ask again what is due, for rows that are late."""
+        return self.due.hastened_in_s()
 
     def _all(self) -> Iterable[Front]:
         return (self.due, self.ordinary, self.lanes, *self.batches.values())

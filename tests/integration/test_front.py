@@ -16,7 +16,7 @@ from django.db.models.functions import Now
 from outbox.models import Delivery
 from outbox.registry import Batching
 from relay.claim import Claim
-from relay.claim.front import LONGEST_S
+from relay.claim.front import LONGEST_S, Fronts
 from relay.loop import Relay, RelayOptions
 from relay.stopping import Stop
 from relay.wakeup import Wakeup
@@ -202,6 +202,23 @@ def test_a_notification_of_late_rows_has_the_relay_look_from_the_beginning(
     with Stop() as stop:
         Relay(RelayOptions(database="default"), stop=stop).run()
     assert seen == ["pending", "pending", "dispatched"]
+
+
+def test_a_relay_waits_no_longer_than_until_a_look_from_the_beginning_may_come(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def wait(wakeup: Wakeup, timeout_s: float, **_: Any) -> bool:
+        waits.append(timeout_s)
+        if len(waits) == 3:
+            stop.request()
+        return False
+
+    waits: list[float] = []
+    monkeypatch.setattr(Wakeup, "wait", wait)
+    monkeypatch.setattr(Fronts, "hastened_in_s", lambda _: 0.003)
+    with Stop() as stop:
+        Relay(RelayOptions(database="default"), stop=stop).run()
+    assert waits == [0.003] * 3
 
 
 def status_of(pk: int) -> str:

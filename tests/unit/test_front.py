@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from types import SimpleNamespace
 
 import pytest
@@ -45,10 +46,14 @@ def test_late_rows_hasten_a_full_look_that_has_taken_no_more_than_half_of_the_ti
     one = Front()
     look(one, clock, 0.2)
     clock.now += 0.1
+    assert one.hastened_in_s() == inf
     one.hasten()
     assert look(one, clock, 0.0) != BEGINNING
+    assert one.hastened_in_s() == pytest.approx(0.1)
     clock.now += 0.15
+    assert one.hastened_in_s() == 0
     assert look(one, clock, 0.0) == BEGINNING
+    assert one.hastened_in_s() == inf
 
 
 def test_late_rows_do_not_put_a_full_look_off(clock: SimpleNamespace) -> None:
