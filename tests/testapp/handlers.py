@@ -1,7 +1,9 @@
 """Handlers that record what they did in the `Effect` table."""
 
+import logging
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -69,9 +71,28 @@ def filed(event: ReceivedEvent) -> None:
     add_line(folder / "done", str(event.id))
 
 
+class Boot(logging.Handler):
+    """Hears when Dramatiq's worker process says that it has booted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_over = threading.Event()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if "ready for action" in record.getMessage():
+            self.is_over.set()
+
+
+boot = Boot()
+logging.getLogger("dramatiq").addHandler(boot)
+
+
 @handler("deadly.*", queue_name=QUEUE, name="deadly")
 def deadly(event: ReceivedEvent) -> None:
     """Leave a line in `deaths`, and die as of a lack of memory."""
+    # Dramatiq's master process waits for ever for a worker that dies as it says that it has booted: the death
+    # leaves the lock of a `multiprocessing.Event` taken.
+    assert boot.is_over.wait(30)
     add_line(Path(os.environ["OUTBOX_TEST_FOLDER"]) / "deaths", str(event.id))
     os.kill(os.getpid(), signal.SIGKILL)
 
