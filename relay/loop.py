@@ -42,6 +42,9 @@ WAIT_GROWTH = 2.0
 CALM_S = 0.01
 LONGEST_CALM_S = SHORTEST_WAIT_S
 
+# While a backlog is worked off and no batch was ripe, this time passes before the next look for one.
+BATCHES_INTERVAL_S = 0.05
+
 
 @dataclass(frozen=True, kw_only=True)
 class RelayOptions:
@@ -82,6 +85,8 @@ class Relay:
         # A server that is away is asked as often as one that is well: when it comes back, nothing waits.
         self._trouble = Backoff(cap_s=min(CAP_S, max(self._poll_s, BASE_S)))
         self._wait_s = SHORTEST_WAIT_S
+        self._batches_at = 0.0
+        self._left_batches = False
 
     def run(self) -> None:
         """Relay until asked to stop, or until there is nothing left to do if the options say so."""
@@ -121,6 +126,7 @@ class Relay:
     def _work_off(self) -> int:
         """Dispatch all that is due; return the number of deliveries."""
         total = 0
+        self._batches_at = 0.0
         while not self._stop.requested:
             taken = self._round()
             total += sum(len(one.rows) for one in taken)
@@ -130,7 +136,10 @@ class Relay:
         return total
 
     def _look_again(self) -> bool:
-        """Say whether a drain has to look once more, since its last claims did not look everywhere."""
+        """Say whether to look once more, since the last round did not look at all there may be."""
+        if self._left_batches:
+            self._batches_at = 0.0
+            return True
         if not self.options.drain or self._claim.fronts.were_full:
             return False
         self._claim.fronts.forget()
@@ -151,10 +160,15 @@ class Relay:
         yield partial(self._claim.take, leave_lanes=ordered), self._dispatcher.send
         if ordered:
             yield partial(self._claim.take_lanes, skipping=registry.skipping()), self._dispatcher.send
+        self._left_batches = time.monotonic() < self._batches_at
+        if self._left_batches:
+            return
         batches = self._batches()
-        for handler, ripe_in in self._claim.ripe_in(batches).items():
-            if ripe_in <= 0:
-                yield partial(self._claim.take_batch, handler, batches[handler]), self._dispatcher.send_batch
+        ripe = [handler for handler, ripe_in in self._claim.ripe_in(batches).items() if ripe_in <= 0]
+        for handler in ripe:
+            yield partial(self._claim.take_batch, handler, batches[handler]), self._dispatcher.send_batch
+        if not ripe:
+            self._batches_at = time.monotonic() + BATCHES_INTERVAL_S
 
     def dispatch_batch(self) -> int:
         """Claim and dispatch one batch in one short transaction; return its size.

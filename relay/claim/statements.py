@@ -46,7 +46,7 @@ updated AS (
         attempts = least(attempts + 1, 32767),
         dispatched_at = statement_timestamp()
     WHERE id = ANY(ARRAY(SELECT id FROM sized WHERE bytes_before < %(max_bytes)s))
-    RETURNING id, event_id, handler, queue, attempts, redeliveries, expires_at, dispatched_at
+    RETURNING id, event_id, handler, queue, attempts, redeliveries, expires_at
 )"""
 
 # JSON and the event's id are asked for as text, so that nobody decodes them on their way to the broker. A
@@ -57,7 +57,9 @@ marked AS (
            coalesce(s.topic, ''), coalesce(s.payload::text, ''), coalesce(s.headers::text, ''),
            coalesce(s.created_at::text, ''),
            d.attempts = 1 AND coalesce(d.expires_at <= statement_timestamp(), false),
-           (extract(epoch FROM d.dispatched_at) * 1000000)::bigint, coalesce(s.version, 1), false AS held
+           -- The moment of them all, asked for once.
+           (SELECT (extract(epoch FROM statement_timestamp()) * 1000000)::bigint),
+           coalesce(s.version, 1), false AS held
     FROM updated d JOIN sized s ON s.id = d.id
 )"""
 

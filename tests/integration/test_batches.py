@@ -10,8 +10,10 @@ from django.db.models.signals import post_save
 
 import outbox
 from outbox.collectors import unsubscribe
+from outbox.lifecycle import batch_dispatched
 from outbox.models import Delivery, Event, HandlerStats
 from outbox.registry import registry
+from relay.claim import Claim
 from tests.helpers import finish, flush, publish, relay_all, worker
 from tests.processes import wait_until
 from tests.testapp.handlers import QUEUE
@@ -67,6 +69,27 @@ def test_a_full_batch_is_one_message_with_its_events_in_order(batches):
         for event in events[:6]:
             assert finish(event) == {"batched": "succeeded"}
     assert sorted(batches) == [[0, 1, 2], [3, 4, 5]]
+
+
+def test_a_batch_that_gets_ripe_while_a_backlog_is_worked_off_runs_at_its_end(batches, monkeypatch):
+    def fill_a_batch(**_):
+        batch_dispatched.disconnect(fill_a_batch)
+        with transaction.atomic():
+            outbox.publish_many([{"topic": "click.button", "payload": n} for n in range(3)])
+
+    monkeypatch.setattr("relay.loop.BATCHES_INTERVAL_S", 600.0)
+    ask, asked = Claim.ripe_in, []
+    monkeypatch.setattr(Claim, "ripe_in", lambda *args: asked.append(None) or ask(*args))
+    with transaction.atomic():
+        outbox.publish_many([{"topic": "test.recorded", "payload": n} for n in range(5)])
+    batch_dispatched.connect(fill_a_batch)
+    try:
+        relay_all(batch_size=1)
+    finally:
+        batch_dispatched.disconnect(fill_a_batch)
+    assert not Delivery.objects.pending().exists()
+    # Before the ten rounds of the backlog and after them, until nothing is left, but not at each.
+    assert 2 <= len(asked) <= 4
 
 
 def test_a_batch_runs_when_its_oldest_event_has_waited(batches):
