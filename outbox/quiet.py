@@ -23,31 +23,39 @@ FOLDER = "outbox-wakeup"
 
 logger = logging.getLogger(__name__)
 
-_MOMENT = struct.Struct("=d")
+# When, and how many have left theirs out since.
+_STATE = struct.Struct("=dI")
+_LEFT_OUT = struct.Struct("=I")
+
+# When so many have, the host is busy.
+MANY = 3
 
 
 class Quiet:
     """A moment that processes share, by the clock that all processes of a host have in common.
 
     Args:
-        memory: eight bytes, all zero at first.
+        memory: `BYTES` bytes, all zero at first.
     """
+
+    BYTES = _STATE.size
 
     def __init__(self, memory: Any) -> None:
         self._memory = memory
 
-    def is_over(self, now: float, length_s: float) -> bool:
-        """Say whether the last one is longer ago than this; if so, it is now."""
-        (last,) = _MOMENT.unpack_from(self._memory)
+    def is_over(self, now: float, length_s: float, *, busy_s: float = 0.0) -> bool:
+        """Say whether the last one is longer ago than this, on a busy host `busy_s`; if so, it is now."""
+        last, left_out = _STATE.unpack_from(self._memory)
         # One that is still to come is of a clock that began anew when the host did.
-        if last <= now < last + length_s:
+        if last <= now < last + (length_s if left_out < MANY else max(length_s, busy_s)):
+            _LEFT_OUT.pack_into(self._memory, _STATE.size - _LEFT_OUT.size, min(left_out + 1, MANY))
             return False
-        _MOMENT.pack_into(self._memory, 0, now)
+        _STATE.pack_into(self._memory, 0, now, 0)
         return True
 
     def end(self) -> None:
         """Forget the last one, which came to nothing."""
-        _MOMENT.pack_into(self._memory, 0, 0.0)
+        _STATE.pack_into(self._memory, 0, 0.0, 0)
 
 
 @cache
@@ -59,15 +67,15 @@ def quiet_of(database: str) -> Quiet:
         return Quiet(_shared(own_folder("", FOLDER) / sha256(repr(named).encode()).hexdigest()[:16]))
     except (OSError, ValueError) as problem:
         logger.info("each process notifies for itself: %s", problem)
-        return Quiet(bytearray(_MOMENT.size))
+        return Quiet(bytearray(Quiet.BYTES))
 
 
 def _shared(path: Path) -> mmap.mmap:
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
-        if os.fstat(fd).st_size < _MOMENT.size:
+        if os.fstat(fd).st_size < Quiet.BYTES:
             # Now: what a full disk has no room for would kill the process when it is written to memory.
-            os.write(fd, bytes(_MOMENT.size))
-        return mmap.mmap(fd, _MOMENT.size)
+            os.write(fd, bytes(Quiet.BYTES))
+        return mmap.mmap(fd, Quiet.BYTES)
     finally:
         os.close(fd)

@@ -26,7 +26,8 @@ LATE_S = 0.5
 QUIET_S = 0.05
 
 # A host may have a hundred processes, none of which is busy by itself. What another one has notified of
-# counts for a shorter time, so that on a host that is not busy few have to wait for the second look.
+# counts for a shorter time, so that on a host that is not busy few have to wait for the second look; once
+# several had to, it counts as long as a process's own.
 HOST_QUIET_S = 0.01
 
 logger = logging.getLogger(__name__)
@@ -79,7 +80,9 @@ def wake(using: str, *, saying: Literal["", "urgent", "late"] = "") -> None:
 def _is_due(using: str) -> bool:
     now = time.monotonic()
     # Threads that look at the same moment may both notify, which does no harm.
-    if now - _last_notified.get(using, -QUIET_S) < QUIET_S or not quiet_of(using).is_over(now, HOST_QUIET_S):
+    if now - _last_notified.get(using, -QUIET_S) < QUIET_S:
+        return False
+    if not quiet_of(using).is_over(now, HOST_QUIET_S, busy_s=QUIET_S):
         return False
     _last_notified[using] = now
     return True

@@ -144,7 +144,9 @@ _SMALL: Sequence[Benchmark] = (
             floor("drain", "raw claim, variadic write, update, 500 each"),
             ours("drain"),
             plain("drain", "actor.send, one by one, no table", "peer", part=0.05),
-            *peers("drain", django_celery_outbox=0.025, faststream_outbox=0.025, django_reliable_outbox=0.025),
+            *peers(
+                "drain", django_celery_outbox=0.025, faststream_outbox=0.025, django_reliable_outbox=0.025
+            ),
         ),
     ),
     Benchmark(

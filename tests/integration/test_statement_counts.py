@@ -124,7 +124,7 @@ def test_a_busy_process_notifies_twenty_times_a_second_at_most(handlers, monkeyp
     clock = SimpleNamespace(now=time.monotonic(), monotonic=lambda: clock.now)
     monkeypatch.setattr(wakeup, "time", clock)
     monkeypatch.setattr(wakeup, "_last_notified", {})
-    monkeypatch.setattr(wakeup, "quiet_of", cache(lambda _database: Quiet(bytearray(8))))
+    monkeypatch.setattr(wakeup, "quiet_of", cache(lambda _database: Quiet(bytearray(Quiet.BYTES))))
     with counted() as statements:
         for _commit in range(400):
             publish("counted.x")
@@ -138,7 +138,7 @@ def test_a_busy_process_notifies_twenty_times_a_second_at_most(handlers, monkeyp
 def test_a_host_of_many_processes_notifies_a_hundred_times_a_second_at_most(handlers, monkeypatch):
     clock = SimpleNamespace(now=time.monotonic(), monotonic=lambda: clock.now)
     monkeypatch.setattr(wakeup, "time", clock)
-    monkeypatch.setattr(wakeup, "quiet_of", cache(lambda _database: Quiet(bytearray(8))))
+    monkeypatch.setattr(wakeup, "quiet_of", cache(lambda _database: Quiet(bytearray(Quiet.BYTES))))
     with counted() as statements:
         for _commit in range(400):
             # As if it were another process each time.

@@ -27,7 +27,7 @@ def another_process() -> Quiet:
 
 
 def test_it_lasts_as_long_as_it_should() -> None:
-    quiet = Quiet(bytearray(8))
+    quiet = Quiet(bytearray(Quiet.BYTES))
     assert [quiet.is_over(now, 0.5) for now in (10.0, 10.4, 10.5, 10.9, 11.0)] == [
         True,
         False,
@@ -37,15 +37,21 @@ def test_it_lasts_as_long_as_it_should() -> None:
     ]
 
 
+def test_on_a_busy_host_it_lasts_longer_until_the_next_one() -> None:
+    quiet = Quiet(bytearray(Quiet.BYTES))
+    moments = (10.0, 10.1, 10.2, 10.3, 10.9, 11.0, 11.4, 11.5)
+    assert [now for now in moments if quiet.is_over(now, 0.5, busy_s=1.0)] == [10.0, 11.0, 11.5]
+
+
 def test_one_that_came_to_nothing_is_forgotten() -> None:
-    quiet = Quiet(bytearray(8))
+    quiet = Quiet(bytearray(Quiet.BYTES))
     quiet.is_over(10.0, 0.5)
     quiet.end()
     assert quiet.is_over(10.1, 0.5)
 
 
 def test_a_moment_of_an_earlier_life_of_the_host_does_not_count() -> None:
-    quiet = Quiet(bytearray(8))
+    quiet = Quiet(bytearray(Quiet.BYTES))
     quiet.is_over(1_000_000.0, 0.5)
     assert quiet.is_over(10.0, 0.5)
 
