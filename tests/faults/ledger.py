@@ -141,5 +141,12 @@ class Ledger:
 
     def _connected(self) -> psycopg.Connection:
         if self._connection is None or self._connection.closed:
-            self._connection = psycopg.connect(self._url, autocommit=True, application_name=APPLICATION)
+            # Of tables that have just grown PostgreSQL knows little, and would go through all effects for
+            # each sale. That took half a second of what passes for a recovery.
+            self._connection = psycopg.connect(
+                self._url,
+                autocommit=True,
+                application_name=APPLICATION,
+                options="-c enable_nestloop=off",
+            )
         return self._connection
