@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from contextvars import Token
-
 from .contexts import Handling
 from .crashes import crashes
 from .runs import Run, current_run
@@ -12,40 +10,45 @@ from .runs import Run, current_run
 class AtWork:
     """Makes a run, its event and its context current, and notes it in the journal.
 
-    Of a pack, whose deliveries are each a run of its own, only the run is made current.
+    Of a pack, whose deliveries are each a run of its own, only the run is made current. It may be left twice.
 
     Args:
-        alone: whether it has claimed its solitude among suspects, which ends with it.
+        alone: whether this thread has claimed its solitude among suspects, which ends with the run.
     """
 
     # For each event, and so without generators and stacks, which take a few times as long.
-    __slots__ = ("_alone", "_event", "_note", "_token", "run")
+    __slots__ = ("_alone", "_before", "_handling", "_note", "run")
 
     def __init__(self, run: Run, *, alone: bool = False) -> None:
         self.run = run
         self._alone = alone
-        self._token: Token[Run | None] | None = None
+        self._before = current_run.get()
         self._note = None if run.packed else crashes.noting(run)
-        self._event = None if run.batched else Handling(run.event)
+        self._handling = Handling(None if run.batched else run.event)
 
     def __enter__(self) -> None:
         try:
             if self._note is not None:
                 self._note.__enter__()
-            self._token = current_run.set(self.run)
-            if self._event is not None:
-                self._event.__enter__()
+            current_run.set(self.run)
+            self._handling.__enter__()
         except BaseException:
             # A time limit or a shutdown may come at any moment.
             self.__exit__()
             raise
 
     def __exit__(self, *_: object) -> None:
-        if self._event is not None:
-            self._event.__exit__()
-        if self._token is not None:
-            current_run.reset(self._token)
-        if self._note is not None:
-            self._note.__exit__()
-        if self._alone:
-            crashes.end_solitude()
+        # Each step, whatever interrupts the one before.
+        try:
+            self._handling.__exit__()
+        finally:
+            try:
+                current_run.set(self._before)
+            finally:
+                try:
+                    if self._note is not None:
+                        self._note.__exit__()
+                finally:
+                    if self._alone:
+                        self._alone = False
+                        crashes.end_solitude()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from contextvars import ContextVar, Token
+from contextvars import ContextVar
 from types import MappingProxyType
 from typing import Any
 
@@ -59,24 +59,29 @@ class Suspended:
 
 
 class Handling:
-    """Makes an event and its context current, as in the worker that runs its handler."""
+    """Makes an event and its context current, as in the worker that runs its handler.
 
-    __slots__ = ("_context_token", "_event", "_event_token")
+    Without an event it only leaves both as it found them, whatever becomes of them in between.
+    """
 
-    def __init__(self, event: ReceivedEvent) -> None:
+    # What was there before and not the tokens of its change, which an interrupt may keep from being noted.
+    __slots__ = ("_before", "_event")
+
+    def __init__(self, event: ReceivedEvent | None) -> None:
         self._event = event
-        self._context_token: Token[Mapping[str, Any]] | None = None
-        self._event_token: Token[ReceivedEvent | None] | None = None
+        self._before = _context.get(), _event.get()
 
     def __enter__(self) -> None:
-        self._context_token = _context.set(self._event.context)
-        self._event_token = _event.set(self._event)
+        if self._event is not None:
+            _context.set(self._event.context)
+            _event.set(self._event)
 
     def __exit__(self, *_: object) -> None:
-        if self._event_token is not None:
-            _event.reset(self._event_token)
-        if self._context_token is not None:
-            _context.reset(self._context_token)
+        context, event = self._before
+        try:
+            _event.set(event)
+        finally:
+            _context.set(context)
 
 
 def headers_for(given: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -10,13 +10,13 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from contextlib import suppress
 from datetime import timedelta
-from hashlib import sha256
 
 from django.db import Error, connections
 
 from .conf import get_settings
-from .folders import own_folder
+from .folders import name_of, own_folder
 from .journal import Journal, Noting, left_behind
 from .lifecycle import delivery_failed
 from .models import CRASHED, Delivery
@@ -48,7 +48,8 @@ class Crashes:
         os.register_at_fork(after_in_child=self._after_fork)
 
     def _reset(self) -> None:
-        self._alone = threading.Lock()
+        # Of the thread that takes it, which can give it up whatever interrupted it.
+        self._alone = threading.RLock()
         self._end()
 
     def _end(self) -> None:
@@ -116,8 +117,9 @@ class Crashes:
         return self._alone.acquire(timeout=SOLITUDE_TIMEOUT_S)
 
     def end_solitude(self) -> None:
-        """Let another suspect run."""
-        self._alone.release()
+        """Let another suspect run, if this thread had claimed it for its own."""
+        with suppress(RuntimeError):
+            self._alone.release()
 
     def noting(self, run: Run) -> Noting | None:
         """Return what keeps a note of a run that outlives this process, None if nothing does."""
@@ -167,8 +169,4 @@ def _suspects(alias: str) -> frozenset[int]:
 
 def _site() -> str:
     """Name the databases: a host may have workers of several projects."""
-    parts = [
-        (alias, *(str(connections.settings[alias].get(key)) for key in ("ENGINE", "HOST", "PORT", "NAME")))
-        for alias in sorted(get_settings().databases)
-    ]
-    return sha256(repr(parts).encode()).hexdigest()[:16]
+    return name_of(*sorted(get_settings().databases))

@@ -5,7 +5,22 @@ from __future__ import annotations
 import os
 import stat
 import tempfile
+from hashlib import sha256
 from pathlib import Path
+
+from django.db import connections
+
+
+def name_of(*aliases: str) -> str:
+    """Return a name for databases that processes with the same settings share, and others do not."""
+    named = []
+    for alias in aliases:
+        settings = connections.settings[alias]
+        options = settings.get("OPTIONS") or {}
+        # Two of libpq's own may say where a database is, and in which schema, when the other settings do not.
+        where = [settings.get(key) for key in ("ENGINE", "HOST", "PORT", "NAME")]
+        named.append((alias, *map(str, where), *map(str, (options.get("service"), options.get("options")))))
+    return sha256(repr(named).encode()).hexdigest()[:16]
 
 
 def own_folder(path: str, name: str) -> Path:

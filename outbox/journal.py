@@ -69,26 +69,27 @@ class Journal:
         """Keep a note while deliveries are run."""
         return Noting(self, database, deliveries)
 
-    def note(self, database: str, deliveries: Sequence[int]) -> int | None:
-        """Note as many deliveries as a slot has room for; return it, or None if there is none."""
+    def note(self, database: str, deliveries: Sequence[int], slots: list[int]) -> None:
+        """Note as many deliveries as a slot has room for, in one that is added to `slots` if there is any."""
         content = _ALIAS.pack(database.encode()) + struct.pack(f"<{len(deliveries)}q", *deliveries)
         try:
-            slot = self._free.pop()
+            # Known to be taken before anything is written: the thread may be interrupted at any moment.
+            slots.append(slot := self._free.pop())
             start = slot + _COUNT.size
             self._memory[start : start + len(content)] = content
             # Last, as a slot without a count is not read.
             self._memory[slot:start] = _COUNT.pack(len(deliveries))
         except (IndexError, ValueError):
-            return None  # all are taken, or the file has been let go of
-        return slot
+            return  # all are taken, or the file has been let go of
 
-    def erase(self, slot: int | None) -> None:
-        """Forget what is noted in a slot."""
-        if slot is None:
-            return
-        with suppress(ValueError):
-            self._memory[slot : slot + _COUNT.size] = _NOTHING
-        self._free.append(slot)
+    def erase(self, slots: list[int]) -> None:
+        """Forget what is noted in slots, and take them out of the list."""
+        try:
+            while slots:
+                self._memory[slots[-1] : slots[-1] + _COUNT.size] = _NOTHING
+                self._free.append(slots.pop())
+        except ValueError:
+            return  # the file has been let go of
 
     def remove(self) -> None:
         """Take the file away: whatever becomes of the runs under way, they do not count as crashes."""
@@ -114,18 +115,14 @@ class Noting:
         self._journal = journal
         self._database = database
         self._deliveries = deliveries
-        self._slots: Sequence[int | None] = ()
+        self._slots: list[int] = []
 
     def __enter__(self) -> None:
-        note, deliveries = self._journal.note, self._deliveries
-        if len(deliveries) <= DELIVERIES_PER_SLOT:
-            self._slots = (note(self._database, deliveries),)
-        else:
-            self._slots = [note(self._database, part) for part in _parts(deliveries)]
+        for part in _parts(self._deliveries):
+            self._journal.note(self._database, part, self._slots)
 
     def __exit__(self, *_: object) -> None:
-        for slot in self._slots:
-            self._journal.erase(slot)
+        self._journal.erase(self._slots)
 
 
 def _parts(deliveries: Sequence[int]) -> Iterator[Sequence[int]]:

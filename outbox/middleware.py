@@ -10,7 +10,7 @@ from typing import Any
 from django.db import Error
 from dramatiq import Broker, Message, Middleware, Worker
 from dramatiq.broker import MessageProxy
-from dramatiq.middleware import Retries, SkipMessage
+from dramatiq.middleware import Interrupt, Retries, SkipMessage
 
 from . import packs
 from .at_work import AtWork
@@ -44,6 +44,11 @@ class OutboxMiddleware(Middleware):
 
     def before_process_message(self, broker: Broker, message: MessageProxy) -> None:
         """Make the message's event and context current."""
+        left = _at_work.get()
+        if left is not None:
+            # Interrupted twice while it was reported.
+            _at_work.set(None)
+            left.__exit__()
         try:
             run = Run.from_message(message)
         except MALFORMED as error:
@@ -66,10 +71,14 @@ class OutboxMiddleware(Middleware):
         # and most of a pack may be settled by then.
         pack = run.packed and (run.retries or len(run.deliveries) > 1)
         again = pack or run.redelivered or vars(message).get("redelivered")
-        alone = bool(again or crashes.suspects(run)) and self._look_up(run)
-        at_work = AtWork(run, alone=alone)
-        at_work.__enter__()
-        _at_work.set(at_work)
+        try:
+            alone = bool(again or crashes.suspects(run)) and self._look_up(run)
+            at_work = AtWork(run, alone=alone)
+            _at_work.set(at_work)
+            at_work.__enter__()
+        except BaseException:
+            crashes.end_solitude()
+            raise
 
     def after_enqueue(self, broker: Broker, message: Message[Any], delay: int | None) -> None:
         """Notice that the running message has been enqueued again, for a retry."""
@@ -86,31 +95,31 @@ class OutboxMiddleware(Middleware):
         exception: BaseException | None = None,
     ) -> None:
         """Report success, retry or failure."""
-        run = self._leave()
-        if run is None:
-            return
-        if run.split:
-            confirmations.add(*Outcome.returned(run, run.split))
-        elif exception is None:
-            confirmations.add(*Outcome.succeeded(run))
-        elif run.retry_delay_ms is not None:
-            delay = timedelta(milliseconds=run.retry_delay_ms)
-            confirmations.add(*Outcome.retried(run, describe(exception), delay))
-        elif message.failed or not _retries(broker):
-            confirmations.add(*Outcome.failed(run, describe(exception)))
-        else:
-            # Neither given up nor enqueued again: the broker was away when a retry was due.
-            confirmations.add(*Outcome.returned(run, describe(exception), LOST_RETRY_DELAY))
+        with _Leaving() as run:
+            if run is None:
+                return
+            if run.split:
+                confirmations.add(*Outcome.returned(run, run.split))
+            elif exception is None:
+                confirmations.add(*Outcome.succeeded(run))
+            elif run.retry_delay_ms is not None:
+                delay = timedelta(milliseconds=run.retry_delay_ms)
+                confirmations.add(*Outcome.retried(run, describe(exception), delay))
+            elif message.failed or not _retries(broker):
+                confirmations.add(*Outcome.failed(run, describe(exception)))
+            else:
+                # Neither given up nor enqueued again: the broker was away when a retry was due.
+                confirmations.add(*Outcome.returned(run, describe(exception), LOST_RETRY_DELAY))
 
     def after_skip_message(self, broker: Broker, message: MessageProxy) -> None:
         """Report a message that was not run: failed if a middleware said so, else discarded."""
-        run = self._leave()
-        if run is None or run.left:
-            return
-        if message.failed:
-            confirmations.add(*Outcome.failed(run, f"skipped: {message._exception}"))
-        else:
-            confirmations.add(*Outcome.discarded(run, "skipped by a middleware"))
+        with _Leaving() as run:
+            if run is None or run.left:
+                return
+            if message.failed:
+                confirmations.add(*Outcome.failed(run, f"skipped: {message._exception}"))
+            else:
+                confirmations.add(*Outcome.discarded(run, "skipped by a middleware"))
 
     def after_nack(self, broker: Broker, message: MessageProxy) -> None:
         """Give back a delivery whose handler this worker does not know."""
@@ -162,12 +171,8 @@ class OutboxMiddleware(Middleware):
         if not self._crashed(run):
             return False
         self._suspect(run)
-        try:
-            # It may have waited for another copy of its own message.
-            self._crashed(run)
-        except BaseException:
-            crashes.end_solitude()
-            raise
+        # It may have waited for another copy of its own message.
+        self._crashed(run)
         return True
 
     def _crashed(self, run: Run) -> bool:
@@ -209,13 +214,24 @@ class OutboxMiddleware(Middleware):
             confirmations.add(*Outcome.not_begun(run, "waits to run without other suspects", SUSPECT_DELAY))
             raise SkipMessage("another message that a worker may have died of runs now")
 
-    def _leave(self) -> Run | None:
-        at_work = _at_work.get()
-        if at_work is None:
-            return None
-        _at_work.set(None)
-        at_work.__exit__()
-        return at_work.run
+
+class _Leaving:
+    """Gives the run that has been at work, if one has, and leaves it once what became of it is reported.
+
+    If a time limit or a shutdown interrupts the report, the run stays: Dramatiq then says that the message
+    has failed by that, which is reported in its place.
+    """
+
+    __slots__ = ("_at_work",)
+
+    def __enter__(self) -> Run | None:
+        self._at_work = _at_work.get()
+        return None if self._at_work is None else self._at_work.run
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._at_work is not None and not (kind and issubclass(kind, Interrupt)):
+            self._at_work.__exit__()
+            _at_work.set(None)
 
 
 def _retries(broker: Broker) -> bool:

@@ -75,9 +75,9 @@ class _PackWorker:
         """Run one that a worker may have died of, without others of its kind."""
         # What is done by now must not die with this process.
         confirmations.flush()
-        if not crashes.claim_solitude():
-            return Outcome.not_begun(one, "waits to run without other suspects", SUSPECT_DELAY)
         try:
+            if not crashes.claim_solitude():
+                return Outcome.not_begun(one, "waits to run without other suspects", SUSPECT_DELAY)
             # It may have waited for another copy of its own message.
             return [] if _is_done(one) else self._outcome(one)
         finally:

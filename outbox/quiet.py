@@ -11,24 +11,23 @@ import mmap
 import os
 import struct
 from functools import cache
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from django.db import connections
-
-from .folders import own_folder
+from .folders import name_of, own_folder
 
 FOLDER = "outbox-wakeup"
 
 logger = logging.getLogger(__name__)
 
-# When, and how many have left theirs out since.
+# When, and the host's load.
 _STATE = struct.Struct("=dI")
-_LEFT_OUT = struct.Struct("=I")
+_LOAD = struct.Struct("=I")
 
-# When so many have, the host is busy.
-MANY = 3
+# A notification that is left out adds one to the load, up to twice as many as make the host busy, and one
+# that is sent takes two. So a host is busy from some 300 commits a second on, until there are less than 60.
+BUSY = 3
+SENT = 2
 
 
 class Quiet:
@@ -45,12 +44,12 @@ class Quiet:
 
     def is_over(self, now: float, length_s: float, *, busy_s: float = 0.0) -> bool:
         """Say whether the last one is longer ago than this, on a busy host `busy_s`; if so, it is now."""
-        last, left_out = _STATE.unpack_from(self._memory)
+        last, load = _STATE.unpack_from(self._memory)
         # One that is still to come is of a clock that began anew when the host did.
-        if last <= now < last + (length_s if left_out < MANY else max(length_s, busy_s)):
-            _LEFT_OUT.pack_into(self._memory, _STATE.size - _LEFT_OUT.size, min(left_out + 1, MANY))
+        if last <= now < last + (length_s if load < BUSY else max(length_s, busy_s)):
+            _LOAD.pack_into(self._memory, _STATE.size - _LOAD.size, min(load + 1, 2 * BUSY))
             return False
-        _STATE.pack_into(self._memory, 0, now, 0)
+        _STATE.pack_into(self._memory, 0, now, max(load - SENT, 0))
         return True
 
     def end(self) -> None:
@@ -61,10 +60,8 @@ class Quiet:
 @cache
 def quiet_of(database: str) -> Quiet:
     """Return the one that processes share for a database."""
-    settings = connections.settings[database]
-    named = [str(settings.get(key)) for key in ("ENGINE", "HOST", "PORT", "NAME")]
     try:
-        return Quiet(_shared(own_folder("", FOLDER) / sha256(repr(named).encode()).hexdigest()[:16]))
+        return Quiet(_shared(own_folder("", FOLDER) / name_of(database)))
     except (OSError, ValueError) as problem:
         logger.info("each process notifies for itself: %s", problem)
         return Quiet(bytearray(Quiet.BYTES))

@@ -160,10 +160,10 @@ class Relay:
         yield partial(self._claim.take, leave_lanes=ordered), self._dispatcher.send
         if ordered:
             yield partial(self._claim.take_lanes, skipping=registry.skipping()), self._dispatcher.send
-        self._left_batches = time.monotonic() < self._batches_at
+        batches = self._batches()
+        self._left_batches = bool(batches) and time.monotonic() < self._batches_at
         if self._left_batches:
             return
-        batches = self._batches()
         ripe = [handler for handler, ripe_in in self._claim.ripe_in(batches).items() if ripe_in <= 0]
         for handler in ripe:
             yield partial(self._claim.take_batch, handler, batches[handler]), self._dispatcher.send_batch
@@ -226,7 +226,7 @@ class Relay:
         calm_until = time.monotonic() + min(found * CALM_S, LONGEST_CALM_S)
         until = self._looks_in_s()
         while not self._stop.requested:
-            if self._wakeup.wait(until, calm_until=calm_until):
+            if self._wakeup.wait(until, calm_until=min(calm_until, time.monotonic() + until)):
                 if self._wakeup.is_late:
                     self._claim.fronts.hasten()
                 self._wait_s = SHORTEST_WAIT_S

@@ -52,7 +52,10 @@ class Confirmations:
         os.register_at_fork(after_in_child=self._reset)
 
     def _reset(self) -> None:
-        self._changed = threading.Condition()
+        # Taken as it is where a time limit or a shutdown may interrupt a worker's thread: a condition takes
+        # it by code in Python, and would keep it for ever if that is where the interrupt comes.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._flushing = threading.Lock()
         self._given_up = threading.Event()
         self._batches: dict[str, Batch] = {}
@@ -73,31 +76,31 @@ class Confirmations:
             return
         settings = get_settings()
         urgent = False
-        with self._changed:
-            for outcome in outcomes:
-                batch = self._batches.get(outcome.database)
-                if batch is None:
-                    if outcome.database not in connections.settings:
-                        logger.error(
-                            "delivery %d names an unknown database %r", outcome.delivery_id, outcome.database
-                        )
-                        continue
-                    batch = self._batches[outcome.database] = Batch()
-                if settings.confirm and outcome.status:
-                    batch.keep(outcome)
-                if outcome.lane:
-                    urgent = True
-                    if outcome.is_final:
-                        batch.lanes.add((outcome.handler, outcome.lane))
-                if settings.stats and outcome.verdict:
-                    batch.tally(outcome.handler).count(outcome.verdict, outcome.duration_s)
-            self._notice(len(outcomes), urgent=urgent)
+        with self._lock:
+            try:
+                for outcome in outcomes:
+                    batch = self._batches.get(outcome.database)
+                    if batch is None:
+                        batch = self._batch_of(outcome)
+                        if batch is None:
+                            continue
+                    if settings.confirm and outcome.status:
+                        batch.keep(outcome)
+                    if outcome.lane:
+                        urgent = True
+                        if outcome.is_final:
+                            batch.lanes.add((outcome.handler, outcome.lane))
+                    if settings.stats and outcome.verdict:
+                        batch.tally(outcome.handler).count(outcome.verdict, outcome.duration_s)
+            finally:
+                # Of an interrupted thread as well: what is kept by now is not to wait for the next outcome.
+                self._notice(len(outcomes), urgent=urgent)
 
     def count_dispatched(self, database: str, counts: dict[str, int]) -> None:
         """Count what a relay has handed to the broker, by handler."""
         if not get_settings().stats:
             return
-        with self._changed:
+        with self._lock:
             batch = self._batches.setdefault(database, Batch())
             for handler, count in counts.items():
                 batch.tally(handler).dispatched += count
@@ -105,7 +108,7 @@ class Confirmations:
 
     def count(self, name: str, verdict: str, duration_s: float) -> None:
         """Count one call of a monitored function, for which there is no delivery."""
-        with self._changed:
+        with self._lock:
             tally = self._counts.get(name)
             if tally is None:
                 tally = self._counts[name] = Tally()
@@ -117,7 +120,7 @@ class Confirmations:
 
     def drop_counts(self) -> None:
         """Forget what monitored functions have counted since the last flush."""
-        with self._changed:
+        with self._lock:
             self._counts = {}
 
     @contextmanager
@@ -149,21 +152,29 @@ class Confirmations:
 
         What other threads add meanwhile starts a thread anew.
         """
-        with self._changed:
+        with self._lock:
             thread, given_up = self._thread, self._given_up
             self._closing = True
             self._changed.notify_all()
         if thread is not None:
             thread.join(timeout_s)
             given_up.set()
-        with self._changed:
+        with self._lock:
             self._thread, self._closing, self._given_up = None, False, threading.Event()
-            if self._waiting and (thread is None or not thread.is_alive()):
+            if self._batches and (thread is None or not thread.is_alive()):
                 # Something came after the thread's last look.
                 self._start()
             left = self._in_hand + sum(len(batch.outcomes) for batch in self._batches.values())
         if left:
             logger.error("%d outcomes are not confirmed yet; their deliveries may be sent again", left)
+
+    def _batch_of(self, outcome: Outcome) -> Batch | None:
+        """Begin the batch of an outcome's database, if there is such a database."""
+        if outcome.database not in connections.settings:
+            logger.error("delivery %d names an unknown database %r", outcome.delivery_id, outcome.database)
+            return None
+        batch = self._batches[outcome.database] = Batch()
+        return batch
 
     def _notice(self, new: int = 1, *, urgent: bool = False) -> None:
         nothing_waited = not self._waiting
@@ -203,35 +214,40 @@ class Confirmations:
             # Somebody else may have flushed what it woke for. To end for that would leave to nobody what is
             # added in the last moments of the thread.
             while not self._closing:
-                self._changed.wait_for(lambda: self._waiting or self._counts or self._closing)
-                self._changed.wait_for(lambda: self._waiting or self._closing, COUNT_INTERVAL_S)
+                self._changed.wait_for(lambda: self._batches or self._counts or self._closing)
+                self._changed.wait_for(lambda: self._batches or self._closing, COUNT_INTERVAL_S)
                 self._changed.wait_for(lambda: self._waiting >= FLUSH_SIZE or self._closing, FLUSH_INTERVAL_S)
-                if self._waiting or self._counts:
+                if self._batches or self._counts:
                     return True
-            return self._waiting > 0 or bool(self._counts)
+            return bool(self._batches or self._counts)
 
     def _flush_all(self, failures: list[Outcome]) -> bool:
-        with self._changed:
-            batches, self._batches, self._waiting = self._batches, {}, 0
-            counts, self._counts = self._counts, {}
-            self._in_hand = sum(len(batch.outcomes) for batch in batches.values())
+        # A time limit or a shutdown may interrupt the thread, if it is a worker's, between any two calls. So
+        # what is taken over is so by assignments alone, and where it is put back if anything happens.
+        batches: dict[str, Batch] = {}
         complete = True
         try:
+            with self._lock:
+                batches, self._batches, self._waiting = self._batches, {}, 0
+                counts, self._counts = self._counts, {}
+                self._in_hand = sum(len(batch.outcomes) for batch in batches.values())
             if counts:
                 batches.setdefault(get_settings().databases[0], Batch()).put_back(Batch(tallies=counts))
             while batches:
                 # Each is written, whether or not the one before it was.
-                complete &= self._flush_batch(*batches.popitem(), failures)
+                complete &= self._flush_next(batches, failures)
         finally:
             for database, batch in batches.items():
                 self._put_back(database, batch)
             self._in_hand = 0
         return complete
 
-    def _flush_batch(self, database: str, batch: Batch, failures: list[Outcome]) -> bool:
-        """Write a batch in pieces; add the failures that were written, and return whether nothing is left."""
+    def _flush_next(self, batches: dict[str, Batch], failures: list[Outcome]) -> bool:
+        """Write one batch in pieces; add the failures that were written, and return if nothing is left."""
+        database, batch = next(iter(batches.items()))
         left, pieces = Batch(), batch.split(FLUSH_SIZE)
         try:
+            del batches[database]
             while pieces:
                 rest, failed = writing.attempt(database, pieces[0])
                 failures += failed
@@ -241,7 +257,6 @@ class Confirmations:
                 left.put_back(rest)
                 del pieces[0]
         finally:
-            # A time limit or a shutdown may have interrupted the thread, if it is a worker's.
             for piece in pieces:
                 left.put_back(piece)
             if left:
@@ -249,7 +264,7 @@ class Confirmations:
         return not left
 
     def _put_back(self, database: str, left: Batch) -> None:
-        with self._changed:
+        with self._lock:
             self._in_hand -= len(left.outcomes)
             self._batches.setdefault(database, Batch()).put_back(left)
             self._waiting += FLUSH_SIZE if left.lanes else 1

@@ -11,6 +11,7 @@ import pytest
 from django.db import OperationalError, connection, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from outbox.quiet import Quiet
 from outbox.wakeup import CHANNEL, URGENT, wake
 from relay import wakeup
 from relay.stopping import Stop
@@ -142,7 +143,7 @@ def test_a_transaction_that_took_long_says_that_its_rows_are_late(monkeypatch: p
         assert listening.is_late
         monkeypatch.setattr("outbox.wakeup.LATE_S", 600.0)
         monkeypatch.setattr("outbox.wakeup._last_notified", {})
-        monkeypatch.setattr("outbox.wakeup.HOST_QUIET_S", 0.0)
+        monkeypatch.setattr("outbox.wakeup.quiet_of", lambda _: Quiet(bytearray(Quiet.BYTES)))
         publish("test.recorded")
         assert listening.wait(30)
         assert not listening.is_late
