@@ -14,13 +14,15 @@ class AtWork:
 
     Args:
         alone: whether this thread has claimed its solitude among suspects, which ends with the run.
+        around: what was at work when this began, as where tests run messages the moment they are sent.
     """
 
     # For each event, and so without generators and stacks, which take a few times as long.
-    __slots__ = ("_alone", "_before", "_handling", "_note", "run")
+    __slots__ = ("_alone", "_before", "_handling", "_note", "around", "run")
 
-    def __init__(self, run: Run, *, alone: bool = False) -> None:
+    def __init__(self, run: Run, *, alone: bool = False, around: AtWork | None = None) -> None:
         self.run = run
+        self.around = around
         self._alone = alone
         self._before = current_run.get()
         self._note = None if run.packed else crashes.noting(run)

@@ -44,11 +44,6 @@ class OutboxMiddleware(Middleware):
 
     def before_process_message(self, broker: Broker, message: MessageProxy) -> None:
         """Make the message's event and context current."""
-        left = _at_work.get()
-        if left is not None:
-            # Interrupted twice while it was reported.
-            _at_work.set(None)
-            left.__exit__()
         try:
             run = Run.from_message(message)
         except MALFORMED as error:
@@ -73,7 +68,7 @@ class OutboxMiddleware(Middleware):
         again = pack or run.redelivered or vars(message).get("redelivered")
         try:
             alone = bool(again or crashes.suspects(run)) and self._look_up(run)
-            at_work = AtWork(run, alone=alone)
+            at_work = AtWork(run, alone=alone, around=_at_work.get())
             _at_work.set(at_work)
             at_work.__enter__()
         except BaseException:
@@ -95,7 +90,7 @@ class OutboxMiddleware(Middleware):
         exception: BaseException | None = None,
     ) -> None:
         """Report success, retry or failure."""
-        with _Leaving() as run:
+        with _Leaving(message) as run:
             if run is None:
                 return
             if run.split:
@@ -113,7 +108,7 @@ class OutboxMiddleware(Middleware):
 
     def after_skip_message(self, broker: Broker, message: MessageProxy) -> None:
         """Report a message that was not run: failed if a middleware said so, else discarded."""
-        with _Leaving() as run:
+        with _Leaving(message) as run:
             if run is None or run.left:
                 return
             if message.failed:
@@ -224,14 +219,19 @@ class _Leaving:
 
     __slots__ = ("_at_work",)
 
+    def __init__(self, message: MessageProxy) -> None:
+        at_work = _at_work.get()
+        # Another message's has been left here by an interrupt, or runs around this one.
+        mine = at_work is not None and at_work.run.message_id == message.message_id
+        self._at_work = at_work if mine else None
+
     def __enter__(self) -> Run | None:
-        self._at_work = _at_work.get()
         return None if self._at_work is None else self._at_work.run
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._at_work is not None and not (kind and issubclass(kind, Interrupt)):
             self._at_work.__exit__()
-            _at_work.set(None)
+            _at_work.set(self._at_work.around)
 
 
 def _retries(broker: Broker) -> bool:

@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from types import FrameType, SimpleNamespace
@@ -206,7 +207,7 @@ def test_a_report_that_is_interrupted_is_made_again(monkeypatch: pytest.MonkeyPa
     reports: list[list[str]] = []
     monkeypatch.setattr(middleware.confirmations, "add", refuse_once)
     broker, run = StubBroker(middleware=[]), a_run()
-    message: Any = SimpleNamespace(failed=False)
+    message: Any = SimpleNamespace(failed=False, message_id=run.message_id)
     hooks = OutboxMiddleware()
     middleware._at_work.set(AtWork(run))
     with pytest.raises(Shutdown):
@@ -214,7 +215,22 @@ def test_a_report_that_is_interrupted_is_made_again(monkeypatch: pytest.MonkeyPa
     # As Dramatiq does with what comes out of its hooks.
     hooks.after_process_message(broker, message, exception=Shutdown())
     hooks.after_process_message(broker, message)
+    # What is left over, or runs around it, is no other message's.
+    middleware._at_work.set(AtWork(run))
+    message.message_id = "other"
+    hooks.after_process_message(broker, message)
+    middleware._at_work.set(None)
     assert reports == [[], [Delivery.Status.FAILED]]
+
+
+def test_what_runs_around_a_message_goes_on_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(middleware.confirmations, "add", lambda *_: None)
+    around, inner = AtWork(a_run()), replace(a_run(2), message_id="inner")
+    middleware._at_work.set(AtWork(inner, around=around))
+    message: Any = SimpleNamespace(failed=False, message_id="inner")
+    OutboxMiddleware().after_process_message(StubBroker(middleware=[]), message)
+    assert middleware._at_work.get() is around
+    middleware._at_work.set(None)
 
 
 def test_outcomes_after_an_end_change_nothing() -> None:
