@@ -93,7 +93,8 @@ class Claim:
         due_in = min(self._look(statement, batches, also=(statements.ANY,)).values(), default=inf)
         if self.fronts.due.was_full:
             # Nothing pending is before the first one, and claims are to find that, however late it came.
-            self.fronts.ordinary.position = self.fronts.lanes.position = self.fronts.due.position
+            self.fronts.ordinary.follow(self.fronts.due)
+            self.fronts.lanes.follow(self.fronts.due)
         return due_in
 
     @property

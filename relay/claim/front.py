@@ -28,6 +28,10 @@ LATE_SHARE = 0.5
 # Then one comes whatever the last one took: that may have been a lock or a stall, and some rows are late.
 LONGEST_S = 10.0
 
+# An idle relay looks ahead, and those looks from the very beginning serve its claims too: these make one of
+# their own only when none has come for so long. What dead entries cost then falls on nobody's event.
+GRACE_S = 2.0
+
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
 
@@ -83,6 +87,13 @@ class Front:
         """
         latest = Position(now_us + (ahead - MARGIN) // MICROSECOND)
         self.position = latest if to is None else min(to, latest)
+
+    def follow(self, other: Front) -> None:
+        """Take what the last look of another front, a full one, has seen for one of this front's."""
+        self.position = other.position
+        self._full_at = other._full_at + GRACE_S
+        self._full_at_soonest = other._full_at_soonest
+        self._is_hastened = False
 
     def forget(self) -> None:
         """Start the next look from the very beginning."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -142,7 +141,7 @@ def hold_overdue() -> int:
 
 def look_up(pks: list[int]) -> None:
     run = Run("default", "flat", "a message", deliveries=pks, events=[])
-    OutboxMiddleware()._look_up(run, ExitStack())
+    OutboxMiddleware()._look_up(run)
 
 
 def find_suspects(pks: list[int]) -> int:

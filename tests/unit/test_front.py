@@ -56,6 +56,19 @@ def test_late_rows_hasten_a_full_look_that_has_taken_no_more_than_half_of_the_ti
     assert one.hastened_in_s() == inf
 
 
+def test_a_claim_need_not_look_for_what_a_look_ahead_has_just_seen(clock: SimpleNamespace) -> None:
+    ahead, claims = Front(), Front()
+    look(ahead, clock, 0.055)
+    claims.follow(ahead)
+    clock.now += 1.0 + front.GRACE_S - 0.1
+    assert look(claims, clock, 0.0) == ahead.position
+    clock.now += 0.2
+    assert look(claims, clock, 0.0) == BEGINNING
+    claims.follow(ahead)
+    claims.hasten()
+    assert look(claims, clock, 0.0) == BEGINNING
+
+
 def test_late_rows_do_not_put_a_full_look_off(clock: SimpleNamespace) -> None:
     one = Front()
     look(one, clock, 0.001)
