@@ -52,5 +52,5 @@ class AtWork:
                         self._note.__exit__()
                 finally:
                     if self._alone:
-                        self._alone = False
                         crashes.end_solitude()
+                        self._alone = False

@@ -20,7 +20,7 @@ from .crashes import SUSPECT_DELAY, crashes
 from .models import Delivery
 from .outcomes import Outcome
 from .registry import registry
-from .runs import MALFORMED, Run, current_run, describe
+from .runs import MALFORMED, Run, describe
 
 logger = logging.getLogger(__name__)
 
@@ -77,9 +77,9 @@ class OutboxMiddleware(Middleware):
 
     def after_enqueue(self, broker: Broker, message: Message[Any], delay: int | None) -> None:
         """Notice that the running message has been enqueued again, for a retry."""
-        run = current_run.get()
-        if run is not None and message.message_id == run.message_id:
-            run.retry_delay_ms = delay or 0
+        at_work = _at_work.get()
+        if at_work is not None and message.message_id == at_work.run.message_id:
+            at_work.run.retry_delay_ms = delay or 0
 
     def after_process_message(
         self,

@@ -94,7 +94,8 @@ class Confirmations:
                         batch.tally(outcome.handler).count(outcome.verdict, outcome.duration_s)
             finally:
                 # Of an interrupted thread as well: what is kept by now is not to wait for the next outcome.
-                self._notice(len(outcomes), urgent=urgent)
+                if self._batches:
+                    self._notice(len(outcomes), urgent=urgent)
 
     def count_dispatched(self, database: str, counts: dict[str, int]) -> None:
         """Count what a relay has handed to the broker, by handler."""
@@ -177,12 +178,13 @@ class Confirmations:
         return batch
 
     def _notice(self, new: int = 1, *, urgent: bool = False) -> None:
-        nothing_waited = not self._waiting
         # A lane stands still until its first delivery is confirmed.
-        self._waiting += FLUSH_SIZE if urgent else new
+        waiting = self._waiting + (FLUSH_SIZE if urgent else new)
         self._start()
-        if nothing_waited or self._waiting >= FLUSH_SIZE:
+        if not self._waiting or waiting >= FLUSH_SIZE:
             self._changed.notify_all()
+        # Last: an interrupt before it leaves the next one to notify.
+        self._waiting = waiting
 
     def _start(self) -> None:
         if self._thread is None or not self._thread.is_alive():
@@ -223,7 +225,7 @@ class Confirmations:
 
     def _flush_all(self, failures: list[Outcome]) -> bool:
         # A time limit or a shutdown may interrupt the thread, if it is a worker's, between any two calls. So
-        # what is taken over is so by assignments alone, and where it is put back if anything happens.
+        # outcomes are taken over by assignments alone, and where they are put back if anything happens.
         batches: dict[str, Batch] = {}
         complete = True
         try:

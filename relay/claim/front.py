@@ -91,7 +91,10 @@ class Front:
     def follow(self, other: Front) -> None:
         """Take what the last look of another front, a full one, has seen for one of this front's."""
         self.position = other.position
-        self._full_at = other._full_at + GRACE_S
+        now = time.monotonic()
+        # One that costs next to nothing is made each time.
+        grace_s = GRACE_S if other._full_at > now else 0.0
+        self._full_at = min(other._full_at + grace_s, now + LONGEST_S)
         self._full_at_soonest = other._full_at_soonest
         self._is_hastened = False
 

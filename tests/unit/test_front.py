@@ -69,6 +69,17 @@ def test_a_claim_need_not_look_for_what_a_look_ahead_has_just_seen(clock: Simple
     assert look(claims, clock, 0.0) == BEGINNING
 
 
+@pytest.mark.parametrize(("took_s", "wait_s"), [(0.001, 0.0), (60.0, front.LONGEST_S)])
+def test_a_claim_s_own_look_comes_at_once_if_it_is_cheap_and_after_ten_seconds_at_most(
+    clock: SimpleNamespace, took_s: float, wait_s: float
+) -> None:
+    ahead, claims = Front(), Front()
+    look(ahead, clock, took_s)
+    claims.follow(ahead)
+    clock.now += wait_s
+    assert look(claims, clock, 0.0) == BEGINNING
+
+
 def test_late_rows_do_not_put_a_full_look_off(clock: SimpleNamespace) -> None:
     one = Front()
     look(one, clock, 0.001)

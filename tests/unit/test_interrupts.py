@@ -30,21 +30,22 @@ from outbox.middleware import OutboxMiddleware
 from outbox.models import Delivery
 from outbox.outcomes import Outcome
 from outbox.runs import Run, current_run
+from tests.processes import wait_until
 
 PACKAGE = str(Path(contexts.__file__).parent)
 
 
-def interrupted_everywhere(set_up: Callable[[], Callable[[], object]]) -> Iterator[bool]:
+def interrupted_everywhere(set_up: Callable[[], Callable[[], object]]) -> Iterator[int]:
     """Carry out work again and again, interrupted at its first step, its second and so on, until it is not.
 
     Yields:
-        After each time, whether it was interrupted.
+        After each time, how many steps there were before the interrupt.
     """
     for moment in count():
         work = set_up()
         with Interrupting(moment) as interrupt, suppress(Shutdown):
             work()
-        yield interrupt.reached
+        yield moment
         if not interrupt.reached:
             return
 
@@ -99,30 +100,53 @@ def buffer(monkeypatch: pytest.MonkeyPatch) -> Confirmations:
     return Confirmations()
 
 
-def test_the_buffer_can_be_used_after_any_interrupt(buffer: Confirmations) -> None:
-    def set_up() -> Callable[[], object]:
-        buffer._batches, buffer._waiting = {}, 0
-        return lambda: buffer.add(*Outcome.succeeded(a_run()))
+@pytest.fixture
+def written(monkeypatch: pytest.MonkeyPatch) -> set[int]:
+    """Return what is written in place of the database, as soon as may be."""
 
-    for number, _ in enumerate(interrupted_everywhere(set_up)):
-        assert is_free(buffer._lock), number
-        # What it has kept is written with the next outcome, or when the worker ends.
-        buffer.add(*Outcome.succeeded(a_run(2)))
-        assert 2 in buffer._batches["default"].outcomes, number
-        assert buffer._waiting, number
-    assert sorted(buffer._batches["default"].outcomes) == [1, 2]
-    assert number > 20
-
-
-def test_an_interrupted_flush_keeps_or_writes_every_outcome(
-    buffer: Confirmations, monkeypatch: pytest.MonkeyPatch
-) -> None:
     def write(_: str, piece: Batch) -> tuple[Batch, list[Outcome]]:
         written.update(piece.outcomes)
         return Batch(), []
 
-    written: dict[int, Outcome] = {}
+    written: set[int] = set()
     monkeypatch.setattr(flushing.writing, "attempt", write)
+    monkeypatch.setattr(flushing, "FLUSH_INTERVAL_S", 0.0)
+    monkeypatch.setattr(flushing, "_close_at_exit", lambda _: None)
+    return written
+
+
+def test_the_buffer_can_be_used_after_any_interrupt(written: set[int]) -> None:
+    buffer = Confirmations()
+
+    def set_up() -> Callable[[], object]:
+        # So that the thread sleeps as the interrupt comes.
+        written.clear()
+        buffer.add(*Outcome.succeeded(a_run(0)))
+        wait_until(lambda: 0 in written and not buffer._in_hand, what="the thread to have written")
+        return lambda: buffer.add(*Outcome.succeeded(a_run(1)))
+
+    for number in interrupted_everywhere(set_up):
+        assert is_free(buffer._lock), number
+        # What it has kept is written with the next outcome at the latest, or when the worker ends.
+        buffer.add(*Outcome.succeeded(a_run(2)))
+        wait_until(lambda: 2 in written, what=f"the next one to be written, after moment {number}")
+    assert number > 20
+    buffer.close()
+    assert written == {0, 1, 2}
+
+
+def test_an_outcome_that_belongs_nowhere_keeps_no_other_from_being_written(written: set[int]) -> None:
+    buffer = Confirmations()
+    for delivery in range(5):
+        buffer.add(*Outcome.succeeded(a_run(delivery)))
+        wait_until(lambda: delivery in written, what="an outcome to be written")  # noqa: B023
+        buffer.add(*Outcome.succeeded(replace(a_run(), database="absent")))
+    buffer.close()
+
+
+def test_an_interrupted_flush_keeps_or_writes_every_outcome(
+    buffer: Confirmations, written: set[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(flushing, "FLUSH_SIZE", 2)
 
     def set_up() -> Callable[[], object]:
@@ -132,7 +156,7 @@ def test_an_interrupted_flush_keeps_or_writes_every_outcome(
             buffer.add(*Outcome.succeeded(a_run(delivery)))
         return buffer.flush
 
-    for number, _ in enumerate(interrupted_everywhere(set_up)):
+    for number in interrupted_everywhere(set_up):
         assert is_free(buffer._lock), number
         assert is_free(buffer._flushing), number
         kept = buffer._batches.get("default", Batch()).outcomes
@@ -160,10 +184,12 @@ def test_a_run_that_is_left_again_after_any_interrupt_leaves_nothing_behind(
         at_work.clear()
         return work
 
-    for number, _ in enumerate(interrupted_everywhere(set_up)):
+    for number in interrupted_everywhere(set_up):
         for one in at_work:
             one.__exit__()
-        crashes.end_solitude()
+        if not at_work:
+            # As the middleware does when there is no run to leave.
+            crashes.end_solitude()
         assert (current_context(), current_event(), current_run.get()) == ({}, None, None), number
         assert journal._memory.find(b"default") < 0 or not any(_noted(journal)), number
         # One that was taken and not used at that moment is not missed.
