@@ -25,6 +25,11 @@ SUSPECT_DELAY = timedelta(seconds=5)
 SUSPECTS = max(SUSPECT_DELAY, CONFIRMATION)
 
 
+# A thread of a worker that is done with a message while the connection to RabbitMQ is gone acknowledges it so
+# much later, and takes no other message until then. Now and then that happens to all of them.
+ACKNOWLEDGEMENT = timedelta(seconds=5)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Scenario:
     """What goes wrong while others publish.
@@ -127,18 +132,21 @@ SCENARIOS = (
         name="RabbitMQ closes connections",
         says="all connections closed by the server (`rabbitmqctl close_all_connections`)",
         steps=(brokers.close_connections, work, brokers.close_connections),
+        within=SOON + ACKNOWLEDGEMENT,
         with_brokers=("rabbitmq",),
     ),
     Scenario(
         name="RabbitMQ restarted",
         says="the node stopped and started",
         steps=(brokers.restart_rabbitmq,),
+        within=SOON + ACKNOWLEDGEMENT,
         with_brokers=("rabbitmq",),
     ),
     Scenario(
         name="RabbitMQ killed",
         says="`kill -9` of the node, which is then started again",
         steps=(brokers.kill_rabbitmq,),
+        within=SOON + ACKNOWLEDGEMENT,
         with_brokers=("rabbitmq",),
     ),
 )
