@@ -83,13 +83,16 @@ def catalogue(retained: int = RETAINED["full"]) -> Sequence[Benchmark]:
 
 
 def _retained(rows: int) -> Benchmark:
-    return Benchmark(
-        key="retained",
-        title=f"Relay to Redis beside {rows:,} retained rows, of events and of deliveries",
-        events={"small": 200, "full": 50_000},
-        turns=5,
-        ways=(_EMPTY, _running("relay_on_kept", "rows retained", prepare={"task": "retain", "rows": rows})),
+    return _beside_empty(
+        "retained",
+        f"Relay to Redis beside {rows:,} retained rows, of events and of deliveries",
+        _running("relay_on_kept", "rows retained", prepare={"task": "retain", "rows": rows}),
     )
+
+
+def _beside_empty(key: str, title: str, way: Way) -> Benchmark:
+    """Return what compares a relay that runs all the time with one on empty tables."""
+    return Benchmark(key=key, title=title, events={"small": 200, "full": 50_000}, turns=5, ways=(_EMPTY, way))
 
 
 def _running(task: str, name: str, **more: Any) -> Way:
@@ -205,14 +208,9 @@ _SMALL: Sequence[Benchmark] = (
             _publishers("NOTIFY on", publishers=100, notify=True),
         ),
     ),
-    Benchmark(
-        key="pinned",
-        title="Relay to Redis while a transaction is open all the time",
-        events={"small": 200, "full": 50_000},
-        turns=5,
-        ways=(
-            _EMPTY,
-            _running("relay_on_kept", "dead rows of all rounds kept", prepare={"task": "pin"}),
-        ),
+    _beside_empty(
+        "pinned",
+        "Relay to Redis while a transaction is open all the time",
+        _running("relay_on_kept", "dead rows of all rounds kept", prepare={"task": "pin"}),
     ),
 )

@@ -73,7 +73,9 @@ def test_a_full_batch_is_one_message_with_its_events_in_order(batches):
 
 def test_a_batch_that_gets_ripe_while_a_backlog_is_worked_off_runs_at_its_end(batches, monkeypatch):
     def fill_a_batch(**_):
-        batch_dispatched.disconnect(fill_a_batch)
+        # Once the first look for one has found none.
+        if len(asked) != 1 or Delivery.objects.filter(held="batch").exists():
+            return
         with transaction.atomic():
             outbox.publish_many([{"topic": "click.button", "payload": n} for n in range(3)])
 

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from math import inf
+from types import SimpleNamespace
 from typing import Any
 
 import psycopg
@@ -16,7 +18,7 @@ from django.db.models.functions import Now
 from outbox.models import Delivery
 from outbox.registry import Batching
 from relay.claim import Claim
-from relay.claim.front import LONGEST_S, Fronts
+from relay.claim.front import LONGEST_S, Fronts, Position
 from relay.loop import Relay, RelayOptions
 from relay.stopping import Stop
 from relay.wakeup import Wakeup
@@ -219,6 +221,36 @@ def test_a_relay_waits_no_longer_than_until_a_look_from_the_beginning_may_come(
     with Stop() as stop:
         Relay(RelayOptions(database="default"), stop=stop).run()
     assert waits == [0.003] * 3
+
+
+@pytest.mark.parametrize(("hastened_in_s", "calm_s"), [(inf, 0.02), (0.003, 0.003)])
+def test_notifications_gather_for_each_row_that_was_found_but_not_past_the_next_look(
+    monkeypatch: pytest.MonkeyPatch, hastened_in_s: float, calm_s: float
+) -> None:
+    def wait(wakeup: Wakeup, timeout_s: float, *, calm_until: float) -> bool:
+        calms.append(calm_until)
+        stop.request()
+        return False
+
+    calms: list[float] = []
+    for _event in range(2):
+        due(HOUR)
+    monkeypatch.setattr(Wakeup, "wait", wait)
+    monkeypatch.setattr(Fronts, "hastened_in_s", lambda _: hastened_in_s)
+    monkeypatch.setattr("relay.loop.time", SimpleNamespace(monotonic=lambda: 1000.0))
+    with Stop() as stop:
+        Relay(RelayOptions(database="default"), stop=stop).run()
+    assert calms == [pytest.approx(1000 + calm_s)]
+
+
+def test_a_complete_look_ahead_tells_the_claims_where_to_start() -> None:
+    claim = Claim(database="default", limit=1)
+    due(HOUR)
+    ahead, *claims = claim.fronts.due, claim.fronts.ordinary, claim.fronts.lanes
+    for one in claims:
+        one.position = Position(2**52)
+    assert claim.due_in() <= 0
+    assert [one.position for one in claims] == [ahead.position] * 2
 
 
 def status_of(pk: int) -> str:

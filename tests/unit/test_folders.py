@@ -6,9 +6,10 @@ import stat
 from pathlib import Path
 
 import pytest
+from django.db import connections
 
 from outbox import folders
-from outbox.folders import own_folder
+from outbox.folders import name_of, own_folder
 
 
 def test_the_folder_is_this_users_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -25,3 +26,19 @@ def test_the_folder_is_this_users_alone(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(PermissionError):
         own_folder("", "mine")
     assert own_folder(str(tmp_path / "named"), "mine") == tmp_path / "named"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"NAME": "b"}, {"OPTIONS": {"service": "b"}}, {"OPTIONS": {"options": "-c search_path=b"}}],
+)
+def test_a_database_has_a_name_of_its_own(monkeypatch: pytest.MonkeyPatch, other: dict[str, object]) -> None:
+    settings = {"ENGINE": "django.db.backends.postgresql", "NAME": "a", "OPTIONS": {"service": "a"}}
+    monkeypatch.setitem(connections.settings, "default", settings)
+    name = name_of("default")
+    monkeypatch.setitem(
+        connections.settings, "default", {**settings, "OPTIONS": {"service": "a", "x": object()}}
+    )
+    assert name_of("default") == name
+    monkeypatch.setitem(connections.settings, "default", settings | other)
+    assert name_of("default") != name
