@@ -7,8 +7,8 @@ from pathlib import Path
 
 
 def main() -> None:
-    """Hand over to Django with the example's settings."""
-    # The repository's root instead of this folder, so that every module has one name: `example.shop`.
+    """Run Django's command line with the example's settings."""
+    # The root of the repository replaces this folder, so that a module has only one name: `example.shop`.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "example.project.settings")
 

@@ -1,7 +1,7 @@
 """Durable Django signals over a transactional outbox, run by Dramatiq.
 
-The names are imported when they are first used: models may not be imported before Django's apps are
-loaded, and settings modules may want to import from here.
+Each name is imported on first use: models may not be imported before Django's apps are loaded, and settings
+modules may import from this package.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .actors import TransactionalActor as TransactionalActor
     from .conditions import only_for_models as only_for_models
     from .conditions import only_in_environment as only_in_environment
     from .conditions import only_when_field_changed as only_when_field_changed
@@ -18,49 +17,50 @@ if TYPE_CHECKING:
     from .contexts import context as context
     from .contexts import current_event as current_event
     from .events import ReceivedEvent as ReceivedEvent
-    from .managers import BulkSignalManager as BulkSignalManager
-    from .managers import BulkSignalQuerySet as BulkSignalQuerySet
     from .monitoring import monitor as monitor
     from .monitoring import monitor_signal as monitor_signal
-    from .publishing import EventData as EventData
-    from .publishing import apublish as apublish
-    from .publishing import publish as publish
-    from .publishing import publish_many as publish_many
-    from .receivers import receiver as receiver
-    from .recorded import RecordedSend as RecordedSend
-    from .signals import OutboxSignal as OutboxSignal
-    from .signals import bulk_created as bulk_created
-    from .signals import bulk_deleted as bulk_deleted
-    from .signals import bulk_updated as bulk_updated
-    from .signals import send_background as send_background
-    from .subscriptions import handler as handler
+    from .publishing.publish import apublish as apublish
+    from .publishing.publish import publish as publish
+    from .publishing.publish import publish_many as publish_many
+    from .publishing.validation import EventData as EventData
+    from .signals.background import send_background as send_background
+    from .signals.bulk import bulk_created as bulk_created
+    from .signals.bulk import bulk_deleted as bulk_deleted
+    from .signals.bulk import bulk_updated as bulk_updated
+    from .signals.bulk_queryset import BulkSignalManager as BulkSignalManager
+    from .signals.bulk_queryset import BulkSignalQuerySet as BulkSignalQuerySet
+    from .signals.history import RecordedSend as RecordedSend
+    from .signals.outbox_signal import OutboxSignal as OutboxSignal
+    from .signals.receiver import receiver as receiver
+    from .subscribing.actors import TransactionalActor as TransactionalActor
+    from .subscribing.handler import handler as handler
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "BulkSignalManager": "managers",
-    "BulkSignalQuerySet": "managers",
-    "EventData": "publishing",
-    "OutboxSignal": "signals",
+_MODULES = {
+    "BulkSignalManager": "signals.bulk_queryset",
+    "BulkSignalQuerySet": "signals.bulk_queryset",
+    "EventData": "publishing.validation",
+    "OutboxSignal": "signals.outbox_signal",
     "ReceivedEvent": "events",
-    "RecordedSend": "recorded",
-    "TransactionalActor": "actors",
-    "apublish": "publishing",
-    "bulk_created": "signals",
-    "bulk_deleted": "signals",
-    "bulk_updated": "signals",
+    "RecordedSend": "signals.history",
+    "TransactionalActor": "subscribing.actors",
+    "apublish": "publishing.publish",
+    "bulk_created": "signals.bulk",
+    "bulk_deleted": "signals.bulk",
+    "bulk_updated": "signals.bulk",
     "context": "contexts",
     "current_event": "contexts",
-    "handler": "subscriptions",
+    "handler": "subscribing.handler",
     "monitor": "monitoring",
     "monitor_signal": "monitoring",
     "only_for_models": "conditions",
     "only_in_environment": "conditions",
     "only_when_field_changed": "conditions",
-    "publish": "publishing",
-    "publish_many": "publishing",
-    "receiver": "receivers",
-    "send_background": "signals",
+    "publish": "publishing.publish",
+    "publish_many": "publishing.publish",
+    "receiver": "signals.receiver",
+    "send_background": "signals.background",
     "signal_condition": "conditions",
 }
 
@@ -93,12 +93,12 @@ __all__ = [
 
 
 if not TYPE_CHECKING:
-    # A type checker that saw this would let every misspelt name pass.
+    # With this function in view, a type checker would accept every misspelt name.
     def __getattr__(name: str) -> Any:
-        home = _HOMES.get(name)
-        if home is None:
+        module = _MODULES.get(name)
+        if module is None:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value = getattr(import_module(f".{home}", __name__), name)
+        value = getattr(import_module(f".{module}", __name__), name)
         globals()[name] = value
         return value
 

@@ -11,20 +11,23 @@ from typing import Any
 from django.conf import settings as django_settings
 from django.db import DEFAULT_DB_ALIAS
 
+from .durations import LONGEST
 from .errors import InvalidSetting, suggestion
 
 
 @dataclass(frozen=True, kw_only=True)
 class OutboxSettings:
-    """Hold the values of `settings.OUTBOX`; keys there are these names in upper case.
+    """The values of `settings.OUTBOX`, whose keys are these names in upper case.
 
-    Durations may be given as a `timedelta` or as seconds.
+    The setting gives a duration as a `timedelta` or in seconds.
     """
 
     batch_size: int = 500
     poll_interval: timedelta = timedelta(seconds=1)
     require_transaction: bool = True
-    confirm: bool = True
+    allow_test_transaction: bool = False
+    atomic_saves: bool = True
+    strict_sends: bool = False
     confirm_timeout: timedelta = timedelta(hours=1)
     max_redeliveries: int = 5
     max_crashes: int = 3
@@ -37,6 +40,8 @@ class OutboxSettings:
     stats: bool = True
     listen: bool = True
     trusted_proxies: int = 0
+    health_permission: str = "outbox.view_delivery"
+    worker_probe_file: str = ""
     databases: tuple[str, ...] = (DEFAULT_DB_ALIAS,)
 
 
@@ -46,29 +51,34 @@ _POSITIVE = frozenset(
     {"BATCH_SIZE", "POLL_INTERVAL", "CONFIRM_TIMEOUT", "DISPATCH_TIMEOUT", "MAX_PAYLOAD_BYTES"}
 )
 
-# The stubs know settings by their names alone.
+# While the broker has a batch, its rows are locked, and sockets wait at most some weeks.
+_LONGEST = {"DISPATCH_TIMEOUT": timedelta(days=1)}
+# The largest value of the databases' integer parameters.
+_LARGEST = 2**31 - 1
+
+# The stubs have no OUTBOX setting.
 _django: Any = django_settings
 
 _cached: tuple[dict[str, Any], OutboxSettings] = ({}, _DEFAULTS)
 
 
 def get_settings() -> OutboxSettings:
-    """Return the settings as they are now.
+    """Return the current settings.
 
     Raises:
         InvalidSetting: for an unknown key or a value of the wrong type.
     """
     global _cached
-    # Asked first, since an attempt to read a setting that is not there costs a tenth of a publish.
+    # Checked first, since the attempt to read a missing setting costs a tenth of a publish.
     raw = getattr(_django, "OUTBOX", {}) if _django.is_overridden("OUTBOX") else {}
-    # Comparing a small dict is far cheaper than building the dataclass, and still sees every change.
+    # To compare a small dict is far cheaper than to build the dataclass, and detects every change.
     if raw != _cached[0]:
         _cached = (dict(_mapping(raw)), _build(raw))
     return _cached[1]
 
 
 def problems(raw: Mapping[str, Any]) -> list[str]:
-    """Return every fault of an OUTBOX mapping as fact, offending value and remedy."""
+    """Return all faults of an OUTBOX mapping, each with the offending value and the remedy."""
     found = []
     try:
         _mapping(raw)
@@ -118,6 +128,13 @@ def _as_type(key: str, value: Any, wanted: type) -> Any:
     zero: Any = timedelta() if wanted is timedelta else 0
     if wanted in (int, timedelta) and value < zero:
         raise InvalidSetting(f"OUTBOX[{key!r}] is {value!r}; it must not be negative")
+    longest = _LONGEST.get(key, LONGEST)
+    if isinstance(value, timedelta) and value > longest:
+        raise InvalidSetting(
+            f"OUTBOX[{key!r}] is {value!r}; the longest duration is timedelta(days={longest.days})"
+        )
+    if isinstance(value, int) and value > _LARGEST:
+        raise InvalidSetting(f"OUTBOX[{key!r}] is {value!r}; the largest number is {_LARGEST}")
     return value
 
 
@@ -125,9 +142,9 @@ def _duration(key: str, seconds: float) -> timedelta:
     try:
         return timedelta(seconds=seconds)
     except (OverflowError, ValueError):
-        longest = timedelta.max.days
+        longest = _LONGEST.get(key, LONGEST)
         raise InvalidSetting(
-            f"OUTBOX[{key!r}] is {seconds!r}; the longest duration is timedelta(days={longest})"
+            f"OUTBOX[{key!r}] is {seconds!r}; the longest duration is timedelta(days={longest.days})"
         ) from None
 
 

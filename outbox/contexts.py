@@ -1,4 +1,4 @@
-"""The context that events carry in their headers, and the event that a handler is working on."""
+"""The context that events carry in their headers, and the event that a handler processes."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 from .errors import InvalidPayload
 from .events import ReceivedEvent
+from .observability.tracing import add_headers, tracers
 
 RESERVED_HEADERS = frozenset({"context", "correlation_id", "causation_id"})
 
@@ -21,7 +22,7 @@ _event: ContextVar[ReceivedEvent | None] = ContextVar("outbox_event", default=No
 def context(**fields: Any) -> Generator[Mapping[str, Any]]:
     """Add fields to the context of every event published inside the block.
 
-    A field that is a function is called when an event is published, and only then.
+    If a field is a function, it is called whenever an event is published.
     """
     merged = {**_context.get(), **fields}
     token = _context.set(merged)
@@ -32,24 +33,24 @@ def context(**fields: Any) -> Generator[Mapping[str, Any]]:
 
 
 def current_context() -> dict[str, Any]:
-    """Return the context that an event published here and now would carry."""
+    """Return the context of an event that is published now."""
     return {name: value() if callable(value) else value for name, value in _context.get().items()}
 
 
 def current_event() -> ReceivedEvent | None:
-    """Return the event that the running handler was called for, None elsewhere."""
+    """Return the event that the running handler processes, None outside a handler."""
     return _event.get()
 
 
-class Suspended:
-    """The context of here and now, for code that runs on later, step by step, such as a generator."""
+class SavedContext:
+    """The current context, saved for code that runs later and in steps, such as a generator."""
 
     def __init__(self) -> None:
         self._fields = _context.get()
 
     @contextmanager
-    def resumed(self) -> Generator[None]:
-        """Make it current for one step, and keep what the step leaves."""
+    def active(self) -> Generator[None]:
+        """Make the context current for one step, and save the changes that the step makes to it."""
         token = _context.set(self._fields)
         try:
             yield
@@ -59,12 +60,14 @@ class Suspended:
 
 
 class Handling:
-    """Makes an event and its context current, as in the worker that runs its handler.
+    """A block in which an event and its context are current, as in a worker that runs the handler.
 
-    Without an event it only leaves both as it found them, whatever becomes of them in between.
+    At its end, both are as before the block, even if the block has changed them. Without an event, that is
+    its only effect.
     """
 
-    # What was there before and not the tokens of its change, which an interrupt may keep from being noted.
+    # The values before the block, and not tokens: an interrupt may come between a change and the assignment
+    # of its token.
     __slots__ = ("_before", "_event")
 
     def __init__(self, event: ReceivedEvent | None) -> None:
@@ -85,7 +88,7 @@ class Handling:
 
 
 def headers_for(given: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return the headers of a new event: the given ones, the context, and what caused it.
+    """Return the headers of a new event: given headers, the context, the event that caused it, traces.
 
     Raises:
         InvalidPayload: if a given header has a reserved name.
@@ -99,4 +102,6 @@ def headers_for(given: Mapping[str, Any] | None) -> dict[str, Any]:
     if cause is not None:
         headers["correlation_id"] = cause.correlation_id
         headers["causation_id"] = str(cause.id)
+    if tracers:
+        add_headers(headers)
     return headers

@@ -1,21 +1,25 @@
-"""Everything that outbox raises, named by condition.
+"""The exceptions of the outbox, named by condition.
 
 OutboxError
 ├── InvalidSetting              settings.OUTBOX holds an unknown key or a value of the wrong type
-├── PublishError                a caller of publish() can mend it
+├── PublishError                an invalid call of publish()
 │   ├── NotInTransaction
 │   ├── InvalidTopic
 │   ├── InvalidKey
 │   ├── InvalidTime             a naive eta, a negative delay, or both given
-│   ├── InvalidPayload          a value that JSON cannot carry, named by its path
+│   ├── InvalidPayload          a value that JSON cannot represent, with its path
 │   │   └── UnserializableArgument      the same for an argument of a signal
 │   ├── PayloadTooLarge
-│   └── UnknownDatabase
-├── RegistrationError           a decorator was used wrongly
+│   ├── UnknownDatabase
+│   └── MissingTables            the outbox's migrations are not applied to the database
+├── RegistrationError           a handler or receiver is declared wrongly
 │   └── DuplicateHandler
 ├── UnknownHandler              no handler is registered under this name
-├── InstanceMissing             a model instance that an event refers to is gone
+├── InstanceMissing             a model instance that an event refers to no longer exists
+├── DeliveryFailed              a task failed without an error of its function
+├── TransactionRolledBack       the transaction of a transactional handler cannot commit
 └── BrokerUnavailable           the broker could not be reached, or did not answer in time
+    └── BrokerFull              the broker has too little memory left for more messages
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ from difflib import get_close_matches
 
 
 class OutboxError(Exception):
-    """Base class of everything this package raises."""
+    """Base class of all exceptions of this package."""
 
 
 class InvalidSetting(OutboxError):
@@ -33,7 +37,7 @@ class InvalidSetting(OutboxError):
 
 
 class PublishError(OutboxError):
-    """Base class of what a caller of `publish()` did wrong."""
+    """Base class of the errors of invalid calls of `publish()`."""
 
 
 class NotInTransaction(PublishError):
@@ -45,7 +49,7 @@ class InvalidTopic(PublishError):
 
 
 class InvalidKey(PublishError):
-    """Raised when a key is not a string, too long, or holds a NUL."""
+    """Raised when a key is not a string, is too long, or contains a NUL or a lone surrogate."""
 
 
 class InvalidTime(PublishError):
@@ -53,10 +57,10 @@ class InvalidTime(PublishError):
 
 
 class InvalidPayload(PublishError):
-    """Raised when a payload or its headers hold a value that JSON cannot carry.
+    """Raised when a payload or its headers contain a value that JSON cannot represent.
 
     Args:
-        path: where the value is, such as `payload['lines'][3]['price']`.
+        path: the path of the value, such as `payload['lines'][3]['price']`.
         reason: the fact and its remedy.
     """
 
@@ -67,11 +71,11 @@ class InvalidPayload(PublishError):
 
 
 class UnserializableArgument(InvalidPayload):
-    """Raised when an argument of a signal cannot travel to a worker.
+    """Raised when an argument of a signal cannot be encoded for a worker.
 
     Args:
         signal: the name of the signal that was sent.
-        path: the argument, or where in it the value is.
+        path: the argument, or the path of a value in it.
         reason: the type of the value and the remedy.
     """
 
@@ -88,12 +92,21 @@ class UnknownDatabase(PublishError):
     """Raised when an alias is not configured, or not served by the outbox."""
 
 
+class MissingTables(PublishError):
+    """Raised when a database lacks the tables of the outbox, or columns of this release."""
+
+    def __init__(self, database: str, missing: str) -> None:
+        super().__init__(
+            f"database {database!r} lacks the outbox's {missing}; run manage.py migrate --database {database}"
+        )
+
+
 class RegistrationError(OutboxError):
     """Raised when a handler or receiver is declared wrongly."""
 
 
 class DuplicateHandler(RegistrationError):
-    """Raised when two different functions claim one handler name."""
+    """Raised when two functions are declared under one handler name."""
 
 
 class UnknownHandler(OutboxError):
@@ -113,8 +126,38 @@ class InstanceMissing(OutboxError):
         self.pk = pk
 
 
+class DeliveryFailed(OutboxError):
+    """Named in the result of a task that failed without an error of its function, such as by a crash."""
+
+
+class TransactionRolledBack(OutboxError):
+    """Raised when a transactional handler returned, and its transaction cannot commit."""
+
+
 class BrokerUnavailable(OutboxError):
-    """Raised when the broker cannot be reached or did not answer in time."""
+    """Raised when the broker cannot be reached or does not answer in time."""
+
+
+class BrokerFull(BrokerUnavailable):
+    """Raised when the broker has too little memory left for more messages."""
+
+
+# The codes undefined_table and undefined_column of PostgreSQL.
+_MISSING_BY_CODE = {"42P01": "tables", "42703": "columns of this release"}
+# SQLite has only the text.
+_MISSING_BY_TEXT = {
+    "no such table": "tables",
+    "no such column": "columns of this release",
+    "has no column named": "columns of this release",
+}
+
+
+def missing_schema(error: Exception) -> str:
+    """Name the missing `tables` or columns of a failed statement; empty if it failed for another reason."""
+    code = getattr(error.__cause__, "sqlstate", None)
+    if code is not None:
+        return _MISSING_BY_CODE.get(code, "")
+    return next((missing for text, missing in _MISSING_BY_TEXT.items() if text in str(error)), "")
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""The Django middleware: what a request tells about itself travels with the events that it publishes."""
+"""The Django middleware that adds fields of the request to the context of events."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from asgiref.sync import iscoroutinefunction, markcoroutinefunction
 from django.http import FileResponse, HttpRequest, HttpResponseBase, StreamingHttpResponse
 
 from .conf import get_settings
-from .contexts import Suspended, context
+from .contexts import SavedContext, context
 
 REQUEST_ID_HEADER = "X-Request-ID"
 
-# What a client says must not make a publish fail: it is cut, and freed of what the database refuses.
+# Text from a client must not make a publish fail: it is cut, and characters that the database refuses are
+# replaced.
 MAX_METHOD_CHARS = 32
 MAX_PATH_CHARS = 1024
 MAX_USER_AGENT_CHARS = 256
@@ -28,7 +29,7 @@ _PORT = re.compile(r"\[(?P<v6>[^\]]*)\](?::\d+)?|(?P<v4>[\d.]+):\d+")
 
 
 class OutboxContextMiddleware:
-    """Adds a request's id, user, client and path to the context of the events that it publishes."""
+    """Adds a request's id, user, client and path to the context of the events published in the request."""
 
     sync_capable = True
     async_capable = True
@@ -40,7 +41,7 @@ class OutboxContextMiddleware:
             markcoroutinefunction(self)
 
     def __call__(self, request: HttpRequest) -> HttpResponseBase | Awaitable[HttpResponseBase]:
-        """Answer the request within its context."""
+        """Answer the request in its context."""
         if self._is_async:
             return self._answer_async(request)
         fields = fields_of(request)
@@ -54,7 +55,7 @@ class OutboxContextMiddleware:
 
 
 def fields_of(request: HttpRequest) -> dict[str, Any]:
-    """Return the fields of a request; the user is looked up when an event is published, and only then."""
+    """Return the fields of a request; the user is only looked up when an event is published."""
     return {
         "request_id": request_id(request.headers.get(REQUEST_ID_HEADER, "")),
         "user_id": partial(_user_id, request),
@@ -65,25 +66,26 @@ def fields_of(request: HttpRequest) -> dict[str, Any]:
         ),
         "user_agent": _clean(request.headers.get("User-Agent", ""), MAX_USER_AGENT_CHARS),
         "method": _clean(request.method or "", MAX_METHOD_CHARS),
-        # Without the query, which may hold what is nobody's business.
+        # Without the query string, which may contain secrets.
         "path": _clean(request.path, MAX_PATH_CHARS),
     }
 
 
 def request_id(given: str) -> str:
-    """Return the id that came with a request, or a new one if that is not safe to log and send back."""
+    """Return the given id, or a new one if the given one is not safe to log and send back."""
     return given if _REQUEST_ID.fullmatch(given) else str(uuid.uuid4())
 
 
 def client_address(peer: str, forwarded_for: str, trusted_proxies: int) -> str | None:
-    """Return the address of a client, as far as it can be trusted.
+    """Return the address of a client, as reported by trusted proxies.
 
-    Each proxy appends the address that it was called from, so the entries of our own proxies are the last
-    ones; all before them is whatever the client likes to claim.
+    Each proxy appends the address of its own client, so trusted proxies have written the last entries. The
+    client can forge all entries before the trusted ones.
 
     Args:
         peer: the address of this connection: the client's, or the last proxy's.
-        trusted_proxies: how many of our own proxies stand before this server.
+        forwarded_for: the `X-Forwarded-For` header.
+        trusted_proxies: the number of trusted proxies in front of this server.
     """
     entries = [entry for part in forwarded_for.split(",") if (entry := part.strip())]
     if not trusted_proxies or not entries:
@@ -96,7 +98,7 @@ def _address(text: str) -> str | None:
     if match is not None:
         text = match["v6"] or match["v4"] or ""
     try:
-        # A zone is meaningful only on the machine that names it, and may be any text.
+        # The zone of an IPv6 address has a meaning only on its own machine, and may be any text.
         address = ip_address(text.partition("%")[0])
     except ValueError:
         return None
@@ -105,7 +107,7 @@ def _address(text: str) -> str | None:
 
 
 def _user_id(request: HttpRequest) -> int | str | None:
-    # `request.user` is missing without the authentication middleware, and None for an anonymous user's key.
+    # Without the authentication middleware there is no `request.user`; an anonymous user's key is None.
     pk = getattr(getattr(request, "user", None), "pk", None)
     return pk if pk is None or isinstance(pk, int) else str(pk)
 
@@ -116,20 +118,18 @@ def _clean(text: str, limit: int) -> str:
 
 def _finished(response: HttpResponseBase, request_id: str) -> HttpResponseBase:
     response.headers[REQUEST_ID_HEADER] = request_id
-    # A streamed body is produced after this middleware has returned. A file publishes nothing, and a server
-    # may send it by itself.
+    # A streamed body is produced after this middleware has returned. A file publishes no events, and the
+    # server may send it without Python.
     if isinstance(response, StreamingHttpResponse) and not isinstance(response, FileResponse):
         body: Any = response.streaming_content
-        suspended = Suspended()
-        response.streaming_content = (
-            _stream_async(body, suspended) if response.is_async else _stream(body, suspended)
-        )
+        saved = SavedContext()
+        response.streaming_content = _stream_async(body, saved) if response.is_async else _stream(body, saved)
     return response
 
 
-def _stream(body: Iterator[bytes], suspended: Suspended) -> Iterator[bytes]:
+def _stream(body: Iterator[bytes], saved: SavedContext) -> Iterator[bytes]:
     while True:
-        with suspended.resumed():
+        with saved.active():
             try:
                 part = next(body)
             except StopIteration:
@@ -137,9 +137,9 @@ def _stream(body: Iterator[bytes], suspended: Suspended) -> Iterator[bytes]:
         yield part
 
 
-async def _stream_async(body: AsyncIterator[bytes], suspended: Suspended) -> AsyncIterator[bytes]:
+async def _stream_async(body: AsyncIterator[bytes], saved: SavedContext) -> AsyncIterator[bytes]:
     while True:
-        with suspended.resumed():
+        with saved.active():
             try:
                 part = await anext(body)
             except StopAsyncIteration:

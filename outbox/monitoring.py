@@ -1,4 +1,4 @@
-"""Timing of ordinary functions and receivers, into the statistics of the background handlers."""
+"""Statistics of ordinary functions and receivers, in the table of the handlers' statistics."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# As wide as the column.
+# The width of the column.
 MAX_NAME_LENGTH = 255
 
-# Decorators that use functools.wraps copy it, so it says of them too that what they wrap is timed.
+# functools.wraps copies this attribute, so a decorated function with a timed function inside has it too.
 _MARK = "_outbox_monitored"
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -44,37 +44,41 @@ def monitor(function: Callable[..., Any] | None = None, *, name: str | None = No
     Takes functions, coroutine functions and methods; put it below `@staticmethod` and `@classmethod`.
 
     Args:
+        function: the function; None if the decorator is called with options.
         name: the name in the statistics; the function's dotted path if not given.
 
     Raises:
-        RegistrationError: for what is no function, a handler (which is timed already), or an ill-sized name.
+        RegistrationError: if it is no function, or a handler (which is timed already), or if the name is
+            empty or too long.
     """
     if function is None:
         return partial(monitor, name=name)
     if isinstance(function, dramatiq.Actor):
-        raise RegistrationError(f"{function!r} runs in the background, where it is timed without @monitor")
+        raise RegistrationError(f"{function!r} is a handler, which is timed already; remove @monitor")
     if isinstance(function, staticmethod | classmethod) or not callable(function):
-        raise RegistrationError(f"{function!r} is not a function; put @monitor right above the def")
+        raise RegistrationError(f"{function!r} is not a function; put @monitor directly above the def")
     if name is not None and not 0 < len(name) <= MAX_NAME_LENGTH:
-        raise RegistrationError(f"name {name!r} must have between 1 and {MAX_NAME_LENGTH} characters")
+        raise RegistrationError(
+            f"name {name!r} has {len(name)} characters; give between 1 and {MAX_NAME_LENGTH}"
+        )
     return _timed(function, name or _dotted_path(function))
 
 
 def monitor_signal(signal: Signal) -> int:
     """Time each receiver that is connected to a signal now, under its own dotted path.
 
-    Receivers that connect later are not timed, so call it when all are connected, such as in the last app's
-    `ready()`; another call adds what is new. Receivers keep their order, their `dispatch_uid` and their weak
-    references, and disconnect as ever. The outbox's own are left alone.
+    Receivers that connect later are not timed. Call the function when all receivers are connected, such as
+    in the last app's `ready()`; another call adds new receivers. Receivers keep their order, `dispatch_uid`
+    and weak references, and can be disconnected. The outbox's receivers are not timed.
 
     Returns:
-        How many receivers it began to time.
+        The number of receivers that are timed from now on.
     """
-    # Django has no hook for this. Connecting the receivers anew would lose their order, and a moment in
-    # which none is connected would lose sends; so their entries are exchanged, under the signal's own lock.
+    # Django has no hook for this. To disconnect and connect the receivers would lose their order, and the
+    # sends in between. Their entries are therefore replaced under the signal's lock.
     with signal.lock:
         before = signal.receivers
-        signal.receivers = [(key, _monitored(held), *rest) for key, held, *rest in before]
+        signal.receivers = [(key, _monitored(entry), *rest) for key, entry, *rest in before]
         signal.sender_receivers_cache.clear()
         return sum(new[1] is not old[1] for new, old in zip(signal.receivers, before, strict=True))
 
@@ -122,17 +126,17 @@ async def _acall(
 _buffer: Confirmations | None = None
 
 
-def _count(name: str, verdict: str, duration_s: float) -> None:
+def _count(name: str, result: str, duration_s: float) -> None:
     try:
         if get_settings().stats:
-            (_buffer or _load_buffer()).count(name, verdict, duration_s)
+            (_buffer or _load_buffer()).count(name, result, duration_s)
     except Exception:
-        # Such as no more threads: nothing that watches a function may break it.
+        # No error of the count, such as a lack of threads, may fail the call.
         logger.exception("a call of %s could not be counted", name)
 
 
 def _load_buffer() -> Confirmations:
-    # It needs the models, which are not there yet where an `apps.py` imports this module.
+    # The import needs the models, which are not loaded when an `apps.py` imports this module.
     global _buffer
     from .confirmations import confirmations
 
@@ -141,7 +145,7 @@ def _load_buffer() -> Confirmations:
 
 
 class _TimedReceiver:
-    """A receiver that is timed, in the place of itself among a signal's receivers."""
+    """A timed receiver, which replaces the receiver in a signal's list."""
 
     def __init__(self, receiver: Callable[..., Any], name: str) -> None:
         self.receiver = receiver
@@ -160,7 +164,7 @@ class _TimedReceiver:
 
 
 class _TimedFunctionRef(weakref.ref):  # type: ignore[type-arg]  # takes no type arguments at run time
-    """A weak reference to a receiver that gives it timed."""
+    """A weak reference to a function that returns its timed receiver."""
 
     def __call__(self) -> Any:
         receiver = super().__call__()
@@ -168,32 +172,32 @@ class _TimedFunctionRef(weakref.ref):  # type: ignore[type-arg]  # takes no type
 
 
 class _TimedMethodRef(weakref.WeakMethod):  # type: ignore[type-arg]  # takes no type arguments at run time
-    """The same for a bound method."""
+    """A weak reference to a bound method that returns its timed receiver."""
 
     def __call__(self) -> Any:
         receiver = super().__call__()
         return None if receiver is None else _TimedReceiver(receiver, _dotted_path(receiver))
 
 
-def _monitored(held: Any) -> Any:
-    """Return what a signal is to hold in the place of a receiver, or of a weak reference to one."""
-    weak = isinstance(held, weakref.ReferenceType)
-    receiver = held() if weak else held
-    if receiver is None or isinstance(receiver, _TimedReceiver) or _is_left_alone(receiver):
-        return held
+def _monitored(entry: Any) -> Any:
+    """Return the replacement of a receiver, or of a weak reference to a receiver."""
+    weak = isinstance(entry, weakref.ReferenceType)
+    receiver = entry() if weak else entry
+    if receiver is None or isinstance(receiver, _TimedReceiver) or _is_excluded(receiver):
+        return entry
     if not weak:
         return _TimedReceiver(receiver, _dotted_path(receiver))
-    return (_TimedMethodRef if isinstance(held, weakref.WeakMethod) else _TimedFunctionRef)(receiver)
+    return (_TimedMethodRef if isinstance(entry, weakref.WeakMethod) else _TimedFunctionRef)(receiver)
 
 
-def _is_left_alone(receiver: Any) -> bool:
-    own = getattr(receiver, "__module__", None) or ""
-    return hasattr(receiver, _MARK) or own.startswith(f"{__package__}.")
+def _is_excluded(receiver: Any) -> bool:
+    module = getattr(receiver, "__module__", None) or ""
+    return hasattr(receiver, _MARK) or module.startswith(f"{__package__}.")
 
 
 def _dotted_path(function: Any) -> str:
     while isinstance(function, partial):
         function = function.func
     named = function if hasattr(function, "__qualname__") else type(function)
-    # The end of a path says more than its beginning.
+    # The end of a path is the more specific part.
     return f"{named.__module__}.{named.__qualname__}"[-MAX_NAME_LENGTH:]

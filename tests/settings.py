@@ -1,9 +1,15 @@
 """The Django project of the tests, for pytest and for the processes that acceptance tests start.
 
-Everything that varies comes from the environment, so that a child process lands on the same services:
-`DATABASE_URL`, `OUTBOX_TEST_BROKER_URL` and `OUTBOX_TEST_PREFIX` (all set by `tests/conftest.py`), and
-`OUTBOX_TEST_OPTIONS`, the OUTBOX setting as JSON; `OUTBOX_TEST_BROKER_OPTIONS`, more options of the broker;
-and `OUTBOX_TEST_SECOND_URL`, the database of the alias `second`, which only some tests use.
+The environment contains all varying values, so that a child process uses the same services.
+
+`DATABASE_URL`, `OUTBOX_TEST_DATABASE_NAME` and `OUTBOX_TEST_PREFIX`: set by `tests/conftest.py`.
+`OUTBOX_TEST_BROKER_URL`: the broker; if not set, the broker is in the memory of the process.
+`OUTBOX_TEST_BROKER_OPTIONS`: more options of the broker, as JSON.
+`OUTBOX_TEST_REDIS_BROKER`: another class for Redis, such as `dramatiq.brokers.redis.RedisBroker`.
+`OUTBOX_TEST_OPTIONS`: the OUTBOX setting, as JSON.
+`OUTBOX_TEST_DATABASE_OPTIONS`: more OPTIONS of the default database, as JSON.
+`OUTBOX_TEST_SECOND_URL`: the database of the alias `second`, which only some tests use.
+`OUTBOX_TEST_NAIVE_ZONE`: a time zone, such as `Asia/Kolkata`; the project then has `USE_TZ = False`.
 """
 
 import json
@@ -12,12 +18,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import dj_database_url
+import django
 
 SECRET_KEY = "only-for-tests"
 DEBUG = False
 ALLOWED_HOSTS = ["*"]
-USE_TZ = True
-TIME_ZONE = "UTC"
+TIME_ZONE = os.environ.get("OUTBOX_TEST_NAIVE_ZONE") or "UTC"
+USE_TZ = not os.environ.get("OUTBOX_TEST_NAIVE_ZONE")
 ROOT_URLCONF = "tests.urls"
 STATIC_URL = "/static/"
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
@@ -33,6 +40,11 @@ INSTALLED_APPS = [
     "outbox",
     "tests.testapp",
 ]
+
+# Before Django 6.0, its task framework is a package of its own.
+TASK_FRAMEWORK = "django.tasks" if django.VERSION >= (6, 0) else "django_tasks"
+if TASK_FRAMEWORK == "django_tasks":
+    INSTALLED_APPS.append(TASK_FRAMEWORK)
 
 MIDDLEWARE = [
     "django.contrib.sessions.middleware.SessionMiddleware",
@@ -58,35 +70,39 @@ TEMPLATES = [
 
 OUTBOX = json.loads(os.environ.get("OUTBOX_TEST_OPTIONS", "{}"))
 
-# Queue names of the test app start with this, so that sessions sharing a RabbitMQ server do not meet.
+# The prefix of queue names in the test app: sessions that share a RabbitMQ server have different queues.
 TEST_PREFIX = os.environ.get("OUTBOX_TEST_PREFIX", "outbox_test_")
 
-# The default lets tools import these settings; nothing connects to it.
+# The default lets tools import the settings; no test connects to it.
 DATABASES = {"default": dj_database_url.parse(os.environ.get("DATABASE_URL", "postgres:///postgres"))}
 DATABASES["default"]["TEST"] = {"NAME": os.environ.get("OUTBOX_TEST_DATABASE_NAME")}
 if DATABASES["default"]["ENGINE"].endswith("sqlite3"):
-    # Writers wait for their turn from the start instead of failing in the middle.
+    # A transaction takes the write lock when it begins; otherwise it could fail at its first write.
     DATABASES["default"]["OPTIONS"] = {"transaction_mode": "IMMEDIATE", "timeout": 30}
 else:
-    # For the tests of several databases; pytest-django makes it only when one of them was chosen.
+    # For the tests of several databases; pytest-django makes it only if one of them is selected.
     _name = os.environ.get("OUTBOX_TEST_DATABASE_NAME")
     _url = os.environ.get("OUTBOX_TEST_SECOND_URL") or os.environ.get("DATABASE_URL", "postgres:///postgres")
     DATABASES["second"] = dj_database_url.parse(_url)
     DATABASES["second"]["TEST"] = {"NAME": f"{_name}_second" if _name else None}
 
+if _options := json.loads(os.environ.get("OUTBOX_TEST_DATABASE_OPTIONS", "{}")):
+    DATABASES["default"].setdefault("OPTIONS", {}).update(_options)
+
 
 def broker_settings(url: str) -> dict[str, Any]:
-    """Return `BROKER` and `OPTIONS` for a broker's URL; without one, the broker in this process's memory."""
+    """Return `BROKER` and `OPTIONS` for a broker's URL; without a URL, for a broker in memory."""
     scheme = urlsplit(url).scheme
     if scheme in ("redis", "rediss"):
         options = {"url": url, "namespace": TEST_PREFIX.rstrip("_")}
-        return {"BROKER": "dramatiq.brokers.redis.RedisBroker", "OPTIONS": options}
+        broker = os.environ.get("OUTBOX_TEST_REDIS_BROKER", "outbox.brokers.RedisBroker")
+        return {"BROKER": broker, "OPTIONS": options}
     if scheme in ("amqp", "amqps"):
         rabbitmq = {"url": url, "confirm_delivery": True}
         return {"BROKER": "dramatiq.brokers.rabbitmq.RabbitmqBroker", "OPTIONS": rabbitmq}
     if not url:
         return {"BROKER": "dramatiq.brokers.stub.StubBroker", "OPTIONS": {}}
-    raise ValueError(f"OUTBOX_TEST_BROKER_URL: no broker for {url!r}; use redis://… or amqp://…")
+    raise ValueError(f"OUTBOX_TEST_BROKER_URL is {url!r}; use redis://… or amqp://…")
 
 
 _broker = broker_settings(os.environ.get("OUTBOX_TEST_BROKER_URL", ""))
@@ -104,6 +120,25 @@ DRAMATIQ_BROKER = {
         "dramatiq.middleware.AsyncIO",
         "django_dramatiq.middleware.DbConnectionsMiddleware",
     ],
+}
+
+_TASK_QUEUES = [f"{TEST_PREFIX}default", f"{TEST_PREFIX}other"]
+TASKS = {
+    "default": {
+        "BACKEND": "outbox.contrib.tasks.OutboxBackend",
+        "QUEUES": [*_TASK_QUEUES],
+        "OPTIONS": {
+            "min_backoff": 10,
+            "max_backoff": 50,
+            "max_retries": 1,
+            "tasks": {
+                "tests.testapp.jobs.add_in_order": {"key": "key", "ordered": True},
+                "tests.testapp.jobs.fail_after_write": {"key": "word", "transactional": True},
+            },
+        },
+    },
+    "second": {"BACKEND": "outbox.contrib.tasks.OutboxBackend", "QUEUES": _TASK_QUEUES},
+    "immediate": {"BACKEND": f"{TASK_FRAMEWORK}.backends.immediate.ImmediateBackend", "QUEUES": _TASK_QUEUES},
 }
 
 LOGGING = {

@@ -1,4 +1,4 @@
-"""The addresses of the test project: the admin."""
+"""The URLs of the test project: the admin."""
 
 from django.contrib import admin
 from django.urls import path

@@ -1,1 +1,1 @@
-"""`python -m example.demo`: the shop as real processes, and a check of what happened."""
+"""`python -m example.demo`: the shop as real processes, and a check of the effects."""

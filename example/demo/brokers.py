@@ -1,4 +1,4 @@
-"""Try a broker before the demo, and leave nothing of the demo in it."""
+"""Check a broker before the demo, and empty it afterwards."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,29 +7,30 @@ from urllib.parse import urlsplit
 
 import dramatiq
 
-from example.demo.errors import DemoError
+from .errors import DemoError
 
 
 def reachable(url: str) -> None:
-    """Make sure that the broker answers.
+    """Check that the broker answers.
 
     Raises:
-        DemoError: it does not.
+        DemoError: if the broker does not answer.
     """
     try:
         if _is_rabbitmq(url):
             _rabbitmq(url).close()
         else:
             _redis(url).ping()
-    except Exception as error:  # each client has errors of its own, and any of them means the same here
+    except Exception as error:  # each client has its own errors
+        reason = str(error) or type(error).__name__
         raise DemoError(
-            f"No broker answers at {_without_password(url)} ({str(error) or type(error).__name__})."
+            f"No broker answers at {_without_password(url)} ({reason}); check DRAMATIQ_BROKER_URL."
         ) from error
 
 
 @contextmanager
 def emptied(url: str, *, namespace: str, prefix: str) -> Iterator[None]:
-    """Delete what the demo has put into the broker, afterwards."""
+    """Delete the demo's keys or queues from the broker afterwards."""
     try:
         yield
     finally:

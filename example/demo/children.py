@@ -1,4 +1,4 @@
-"""The demo's processes: started one by one, watched together, stopped in the opposite order."""
+"""The demo's processes: started one by one, monitored together, stopped in reverse order."""
 
 import os
 import signal
@@ -11,8 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from example.demo.errors import DemoError
-from example.demo.guard import ROOT, Guard
+from .errors import DemoError
+from .guard import ROOT, Guard
 
 POLL_S = 0.1
 START_S = 60.0
@@ -35,22 +35,22 @@ class Child:
                 stderr=subprocess.STDOUT,
                 cwd=ROOT,
                 env=dict(env),
-                # So that Ctrl-C reaches the demo alone, which then stops its processes in order.
+                # Ctrl-C then reaches only the demo, which stops its processes in order.
                 start_new_session=True,
             )
 
     @property
     def pid(self) -> int:
-        """The number of the process, and of its group."""
+        """The id of the process and of its group."""
         return self._process.pid
 
     @property
     def has_ended(self) -> bool:
-        """Whether the process is gone."""
+        """Whether the process has ended."""
         return self._process.poll() is not None
 
     def stop(self) -> None:
-        """Ask the process to end, and kill it and its own children if it does not."""
+        """Terminate the process; kill it and its children if it does not end in time."""
         if self.has_ended:
             return
         self._process.terminate()
@@ -62,7 +62,7 @@ class Child:
             self._process.wait()
 
     def wrote(self, text: str) -> bool:
-        """Return whether the output holds `text`."""
+        """Return whether the output contains `text`."""
         return text in self.log.read_text(errors="replace")
 
     def tail(self) -> str:
@@ -107,28 +107,31 @@ class Children:
         self._guard.watch(child.pid)
         return child
 
-    def wait_until(self, condition: Callable[[], bool], *, what: str, timeout_s: float = START_S) -> None:
-        """Wait for a condition that the processes are to bring about.
+    def wait_until(self, condition: Callable[[], bool], *, awaited: str, timeout_s: float = START_S) -> None:
+        """Wait for a condition that the processes cause.
+
+        Args:
+            awaited: the condition in words, for the error.
 
         Raises:
-            DemoError: it did not come about in time, or a process ended.
+            DemoError: if the condition is not met in time, or if a process ends.
         """
         deadline = time.monotonic() + timeout_s
         while not condition():
             self.check()
             if time.monotonic() > deadline:
-                raise DemoError(f"Waited {timeout_s:g} seconds in vain for {what}.")
+                raise DemoError(f"Waited {timeout_s:g} seconds for {awaited}; the logs may show the reason.")
             time.sleep(POLL_S)
 
     def check(self) -> None:
-        """Make sure that all processes live.
+        """Check that all processes run.
 
         Raises:
-            DemoError: one of them ended.
+            DemoError: if a process has ended.
         """
         for child in self._children:
             if child.has_ended:
-                raise DemoError(f"The {child.name} ended by itself.")
+                raise DemoError(f"The process {child.name} ended unexpectedly.")
 
     def tails(self) -> str:
         """Return the last lines of every output."""

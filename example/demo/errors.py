@@ -1,5 +1,5 @@
-"""What can go wrong in the demo."""
+"""The error of the demo."""
 
 
 class DemoError(Exception):
-    """The demo cannot go on; the message says why, and what to do."""
+    """The demo cannot continue; the message has the reason."""

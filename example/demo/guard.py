@@ -1,7 +1,7 @@
-"""Kill the demo's processes when the demo was killed itself and could not stop them.
+"""Kill the processes of a demo that was killed and could not stop them.
 
-Reads `+<group>` and `-<group>` from its standard input. The pipe's other end is in the demo alone, so that
-the system closes it however the demo ends; process groups that are still named then are killed.
+The guard reads `+<group>` and `-<group>` from its standard input. Only the demo holds the other end of the
+pipe, so the system closes the pipe when the demo ends. The guard then kills the remaining process groups.
 """
 
 import os
@@ -20,7 +20,7 @@ class Guard:
     """The demo's end of the pipe."""
 
     def __init__(self) -> None:
-        """Start the guard, in a session of its own, where no Ctrl-C reaches it."""
+        """Start the guard in a new session, so that Ctrl-C does not reach it."""
         self._process = subprocess.Popen(
             [sys.executable, "-m", "example.demo.guard"],
             stdin=subprocess.PIPE,
@@ -30,12 +30,12 @@ class Guard:
         )
 
     def watch(self, group: int) -> None:
-        """Have a process group killed should the demo end without stopping it."""
-        self._tell(f"+{group}")
+        """Have a process group killed if the demo ends without stopping it."""
+        self._send(f"+{group}")
 
     def forget(self, group: int) -> None:
-        """Leave a process group alone: it has ended, and its number may go to another."""
-        self._tell(f"-{group}")
+        """Never kill a process group: it has ended, and its id may be reused."""
+        self._send(f"-{group}")
 
     def dismiss(self) -> None:
         """Let the guard end."""
@@ -47,15 +47,15 @@ class Guard:
         assert self._process.stdin is not None
         return self._process.stdin
 
-    def _tell(self, line: str) -> None:
-        # Without its guard the demo still works.
+    def _send(self, line: str) -> None:
+        # The demo also works without its guard.
         with suppress(BrokenPipeError):
             self._pipe.write(f"{line}\n")
             self._pipe.flush()
 
 
 def main(lines: Iterable[str]) -> None:
-    """Read until the demo has ended, then kill what it left behind."""
+    """Read until the demo has ended, then kill the remaining process groups."""
     groups: set[int] = set()
     for line in lines:
         group = int(line[1:])

@@ -1,14 +1,14 @@
 """Broker, worker and relay in one process, for a machine without Redis: `python -m example.demo.inprocess`.
 
-Dramatiq's StubBroker keeps its messages in memory, so the relay that fills it and the worker that empties it
-must share a process. The web processes need nothing of it: they only write rows.
+Dramatiq's StubBroker keeps its messages in memory, so the relay and the worker must share a process. The web
+processes only write rows and need no broker.
 """
 
 import django
 
 
 def main() -> None:
-    """Run the relay in the main thread, where signals arrive, and the worker's threads beside it."""
+    """Run the relay in the main thread, where signals arrive, beside the threads of the worker."""
     django.setup()
 
     import dramatiq
@@ -17,7 +17,7 @@ def main() -> None:
     from example.shop import queues
 
     broker = dramatiq.get_broker()
-    # What Dramatiq's own command does in each worker process before it starts the worker.
+    # The `dramatiq` command does the same in each worker process before it starts the worker.
     broker.emit_after("process_boot")
     worker = dramatiq.Worker(broker, worker_threads=8, queues=set(queues.ALL))
     worker.start()
@@ -25,7 +25,7 @@ def main() -> None:
     try:
         call_command("run_relay")
     finally:
-        # After the relay: the worker finishes what the relay has handed over, and reports it.
+        # The worker stops after the relay, so that it finishes and reports all dispatched deliveries.
         worker.stop()
 
 

@@ -1,20 +1,9 @@
-"""Compare what the ledger promises with what the tables hold."""
+"""Compare the effects in the ledger with the rows in the tables."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from decimal import Decimal
 
-from example.demo.office import entries_in_tables, promised_entries
-from example.demo.orders import Placed
-from example.demo.verdict import (
-    Effect,
-    Finding,
-    committed_orders,
-    office,
-    rolled_back_orders,
-    spending,
-    stock,
-)
 from example.shop.catalogue import OPENING_STOCK
 from example.shop.models import (
     AnalyticsEntry,
@@ -28,9 +17,13 @@ from example.shop.models import (
 )
 from outbox.models import Event
 
+from .findings import Effect, Finding, committed_orders, office, rolled_back_orders, spending, stock
+from .office import entries_in_tables, expected_entries
+from .orders import Placed
+
 
 def check(ledger: Sequence[Placed]) -> list[Finding]:
-    """Answer the questions of the check."""
+    """Return the findings of the check."""
     expected = Counter(effect for placed in ledger for effect in placed.effects())
     actual = Counter(_effects_in_tables())
     rolled_back = {placed.order_id for placed in ledger if placed.plan.roll_back}
@@ -39,7 +32,7 @@ def check(ledger: Sequence[Placed]) -> list[Finding]:
         rolled_back_orders(rolled_back, actual, rows=_rows_of(rolled_back)),
         stock(_stock_left(ledger), dict(Product.objects.values_list("name", "stock"))),
         spending(_spent(ledger), dict(Customer.objects.values_list("name", "spent"))),
-        office(promised_entries(ledger), entries_in_tables()),
+        office(expected_entries(ledger), entries_in_tables()),
     ]
 
 
@@ -58,7 +51,7 @@ def _effects_in_tables() -> Iterator[Effect]:
 
 
 def _rows_of(rolled_back: set[int]) -> int:
-    # A failed transaction leaves a gap in the numbers of a sequence: no other order has one of these.
+    # A rolled-back transaction leaves a gap in the sequence of ids: no other order has one of these ids.
     keys = [Order(pk=number).key for number in rolled_back]
     return Order.objects.filter(pk__in=rolled_back).count() + Event.objects.filter(key__in=keys).count()
 

@@ -1,4 +1,4 @@
-"""What the demo is asked to do."""
+"""The command line of the demo."""
 
 import argparse
 from collections.abc import Sequence
@@ -6,15 +6,15 @@ from dataclasses import dataclass
 
 DESCRIPTION = """
 Start a small shop as real processes, place orders, roll some of them back, and check that every committed
-order's effects happened and no rolled-back order's did. DATABASE_URL (postgresql://) and DRAMATIQ_BROKER_URL
-(redis://, amqp://) point it at servers of yours, where it works in a database and under names of its own;
-without them it brings its own servers.
+order had its effects and no rolled-back order had any. DATABASE_URL (postgresql://) and DRAMATIQ_BROKER_URL
+(redis://, amqp://) select existing servers: the demo creates its own database and its own names there.
+Without these variables the demo starts its own servers.
 """
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """The command line, understood."""
+    """The parsed command line."""
 
     exit: bool
     orders: int
@@ -23,7 +23,7 @@ class Options:
 
 
 def parse(argv: Sequence[str]) -> Options:
-    """Read the command line; ends the program with a message where it makes no sense."""
+    """Parse the command line; exit with a message if an option is wrong."""
     parser = argparse.ArgumentParser(prog="python -m example.demo", description=DESCRIPTION)
     parser.add_argument("--exit", action="store_true", help="end after the check instead of serving the site")
     parser.add_argument("--orders", type=int, default=500, metavar="N", help="orders to place (default: 500)")
@@ -31,7 +31,7 @@ def parse(argv: Sequence[str]) -> Options:
         "--rolled-back", type=int, default=50, metavar="N", help="how many of them to roll back (default: 50)"
     )
     parser.add_argument(
-        "--port", type=int, default=8000, help="the site's port; 0 takes any free one (default: 8000)"
+        "--port", type=int, default=8000, help="port of the site; 0 for any free port (default: 8000)"
     )
     options = Options(**vars(parser.parse_args(argv)))
     if not 0 <= options.rolled_back <= options.orders:

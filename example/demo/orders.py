@@ -11,12 +11,13 @@ from threading import Event
 
 from django.db import connection
 
-from example.demo.screen import Advance
-from example.demo.verdict import Effect
 from example.shop.handlers import LARGE, LARGE_SUBJECT, SUBJECTS
 from example.shop.models import Customer, OrderStatus, Product
 from example.shop.services import move_order, place_and_roll_back, place_order
 from outbox import context
+
+from .findings import Effect
+from .screen import Advance
 
 THREADS = 4
 POLL_S = 0.1
@@ -26,7 +27,7 @@ PAID_EVERY, CANCELLED_EVERY = 3, 9
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """An order to place, and what is to become of it."""
+    """An order to place, and its moves or its roll-back."""
 
     customer: Customer
     quantities: dict[Product, int]
@@ -36,23 +37,23 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class Placed:
-    """A line of the ledger: a plan that was carried out."""
+    """A line of the ledger: a placed order."""
 
     order_id: int
     plan: Plan
 
     @property
     def total(self) -> Decimal:
-        """What the order costs."""
+        """The price of the order."""
         return sum((product.price * count for product, count in self.plan.quantities.items()), Decimal(0))
 
     @property
     def spent(self) -> Decimal:
-        """What the customer has spent with it."""
+        """The amount that the customer has spent on the order."""
         return self.total if self.plan.moves[-1:] == (OrderStatus.PAID,) else Decimal(0)
 
     def effects(self) -> Iterator[Effect]:
-        """Yield each effect that this order's commits have promised."""
+        """Yield each effect that the commits of this order must have."""
         if self.plan.roll_back:
             return
         yield Effect(self.order_id, "analytics", "shop.order_placed")
@@ -74,29 +75,29 @@ class Placed:
         return () if self.plan.roll_back else (OrderStatus.PENDING, *self.plan.moves)
 
     def stock_changes(self, status: OrderStatus) -> dict[Product, int]:
-        """Return what reaching a status does to the stock."""
+        """Return the changes of stock that go with a status."""
         sign = {OrderStatus.PENDING: -1, OrderStatus.CANCELLED: +1}.get(status, 0)
         return {product: sign * quantity for product, quantity in self.plan.quantities.items() if sign}
 
 
 def plan_orders(total: int, *, rolled_back: int) -> list[Plan]:
-    """Make up `total` orders, `rolled_back` of which are to be rolled back, spread over the whole."""
-    chance = random.Random(total)
+    """Plan `total` orders; `rolled_back` of them, at random, will be rolled back."""
+    generator = random.Random(total)
     customers, products = list(Customer.objects.all()), list(Product.objects.order_by("pk"))
-    doomed = set(chance.sample(range(total), rolled_back))
+    to_roll_back = set(generator.sample(range(total), rolled_back))
     return [
         Plan(
-            customer=chance.choice(customers),
-            quantities=_basket(chance, products),
-            moves=() if number in doomed else _moves(number),
-            roll_back=number in doomed,
+            customer=generator.choice(customers),
+            quantities=_basket(generator, products),
+            moves=() if number in to_roll_back else _moves(number),
+            roll_back=number in to_roll_back,
         )
         for number in range(total)
     ]
 
 
 def place_all(plans: Sequence[Plan], advance: Advance) -> list[Placed]:
-    """Carry the plans out from several threads and return the ledger."""
+    """Place the orders from several threads and return the ledger."""
     ledger: list[Placed] = []
     stop = Event()
     with ThreadPoolExecutor(THREADS) as pool:
@@ -126,7 +127,7 @@ def _place_some(plans: Sequence[Plan], ledger: list[Placed], stop: Event) -> Non
             with context(source="the demo"):
                 ledger.append(Placed(order_id=_carry_out(plan), plan=plan))
     finally:
-        # Django keeps a connection for each thread, and nobody else would close this one.
+        # Django keeps a connection for each thread and closes it only for requests.
         connection.close()
 
 
@@ -144,6 +145,6 @@ def _moves(number: int) -> tuple[OrderStatus, ...]:
     return (*moves, OrderStatus.CANCELLED) if number % CANCELLED_EVERY == 0 else moves
 
 
-def _basket(chance: random.Random, products: Sequence[Product]) -> dict[Product, int]:
-    chosen = Counter(chance.choices(products, k=chance.randint(1, 4)))
+def _basket(generator: random.Random, products: Sequence[Product]) -> dict[Product, int]:
+    chosen = Counter(generator.choices(products, k=generator.randint(1, 4)))
     return dict(islice(chosen.items(), 3))

@@ -1,29 +1,30 @@
-"""The table of what happened to each handler's deliveries."""
+"""The table of the handlers' statistics."""
 
 from collections.abc import Callable
 
 from django.db.models import Count
 from rich.table import Table
 
-from example.demo.screen import Screen
 from example.shop.models import Order, OrderStatus
 from example.shop.receivers import add_up_spending, report_back_orders, report_orders
 from outbox.models import Delivery
-from outbox.stats import get_stats
+from outbox.operations.stats import get_stats
+
+from .screen import Screen
 
 NUMBERS = ("dispatched", "succeeded", "retried", "failed", "mean", "p95")
 
 
 def is_complete() -> bool:
-    """Return whether the statistics know of every delivery that has succeeded and of ordinary receivers."""
-    counted = {summary.handler: summary.succeeded for summary in get_stats()}
-    succeeded = Delivery.objects.filter(status=Delivery.Status.SUCCEEDED)
+    """Return whether the statistics count every succeeded delivery and the ordinary receivers."""
+    counted = {summary.handler: summary.succeeded_runs for summary in get_stats()}
+    succeeded = Delivery.objects.filter(state=Delivery.State.SUCCEEDED)
     counts = succeeded.values_list("handler").annotate(Count("pk")).order_by()
     return all(counted.get(name, 0) >= count for name, count in counts) and _monitored() <= counted.keys()
 
 
 def _monitored() -> set[str]:
-    """Return the names of the ordinary receivers that must have run."""
+    """Return the names of the monitored receivers that must have run."""
     functions: list[Callable[..., None]] = [report_orders, report_back_orders]
     if Order.objects.exclude(status=OrderStatus.PENDING).exists():
         functions.append(add_up_spending)
@@ -32,7 +33,7 @@ def _monitored() -> set[str]:
 
 def show_handlers(screen: Screen) -> None:
     """Write the table."""
-    table = Table("handler", title="What the handlers did", title_justify="left")
+    table = Table("handler", title="Runs of the handlers", title_justify="left")
     for name in NUMBERS:
         table.add_column(name, justify="right")
     for summary in get_stats():
@@ -40,8 +41,13 @@ def show_handlers(screen: Screen) -> None:
             summary.handler,
             *(
                 f"{count:,}"
-                for count in (summary.dispatched, summary.succeeded, summary.retried, summary.failed)
+                for count in (
+                    summary.dispatched,
+                    summary.succeeded_runs,
+                    summary.retried_runs,
+                    summary.failed_runs,
+                )
             ),
             *(f"{time_s * 1000:,.1f} ms" for time_s in (summary.mean_s, summary.p95_s)),
         )
-    screen.show(table)
+    screen.write_table(table)

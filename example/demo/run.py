@@ -1,4 +1,4 @@
-"""The demo from beginning to end, whatever happens in between."""
+"""Run the demo and clean up after it."""
 
 import os
 import secrets
@@ -13,15 +13,16 @@ from types import FrameType
 import django
 from django.db import connections
 
-from example.demo.children import Children
-from example.demo.errors import DemoError
-from example.demo.options import Options
-from example.demo.screen import Screen
-from example.demo.surroundings import surroundings
 from example.services import ServiceError
 
+from .children import Children
+from .errors import DemoError
+from .options import Options
+from .screen import Screen
+from .surroundings import surroundings
+
 PASSED, FAILED, INTERRUPTED = 0, 1, 130
-# What ends the demo from outside: Ctrl-C, `kill`, and a terminal that is closed.
+# Ctrl-C, `kill`, and a closed terminal.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -36,9 +37,9 @@ def run(options: Options) -> int:
     except KeyboardInterrupt:
         status = INTERRUPTED
     except (DemoError, ServiceError) as error:
-        screen.say(str(error), style="bold red")
+        screen.write(str(error), style="bold red")
     if status == FAILED:
-        screen.say(f"The logs stay in {logs}.")
+        screen.write(f"The logs are kept in {logs}.")
     else:
         shutil.rmtree(logs, ignore_errors=True)
     return status
@@ -49,24 +50,24 @@ def _run(options: Options, screen: Screen, logs: Path) -> int:
         try:
             return _stages(options, screen, logs, stack)
         finally:
-            screen.say("Stopping …")
-            # From here on everything is being stopped, and a second Ctrl-C must not interrupt that half-way.
+            screen.write("Stopping …")
+            # A second Ctrl-C must not interrupt the clean-up.
             for number in SIGNALS:
                 signal.signal(number, signal.SIG_IGN)
 
 
 def _stages(options: Options, screen: Screen, logs: Path, stack: ExitStack) -> int:
-    screen.say(f"Logs are in {logs}.")
-    screen.say("Starting PostgreSQL and the broker …")
+    screen.write(f"Logs are in {logs}.")
+    screen.write("Starting PostgreSQL and the broker …")
     identity = f"outbox_demo_{secrets.token_hex(4)}"
     os.environ.update(stack.enter_context(surroundings(identity)))
-    screen.say(f"The database, and all names in the broker, are {identity}.")
+    screen.write(f"The database, and all names in the broker, are {identity}.")
     children = stack.enter_context(Children(logs=logs))
     django.setup()
-    # Not before the environment is known: models cannot be imported without settings.
-    from example.demo.job import Job
+    # Models cannot be imported without settings.
+    from .job import Job
 
-    # The database cannot be dropped politely while this process is connected to it.
+    # The database cannot be dropped while this process is connected to it.
     stack.callback(connections.close_all)
     try:
         job = Job(options=options, screen=screen, children=children)
@@ -74,16 +75,16 @@ def _stages(options: Options, screen: Screen, logs: Path, stack: ExitStack) -> i
         if not options.exit:
             job.serve()
     except Exception:
-        screen.say(children.tails())
+        screen.write(children.tails())
         raise
     if not passed:
-        screen.say(children.tails())
+        screen.write(children.tails())
     return PASSED if passed else FAILED
 
 
 @contextmanager
 def _orderly_end() -> Iterator[None]:
-    """Turn every signal that ends the demo into KeyboardInterrupt, so that everything is stopped in order."""
+    """Turn signals that end the demo into KeyboardInterrupt, so that the processes stop in order."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt

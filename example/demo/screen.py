@@ -1,4 +1,4 @@
-"""What the demo shows: progress bars on a terminal, plain lines elsewhere."""
+"""The output of the demo: progress bars on a terminal, plain lines elsewhere."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,31 +9,31 @@ from rich.table import Table
 
 Advance = Callable[[int], None]
 
-# Where nobody watches, lines are not cut to the width of a terminal that is not there.
+# Without a terminal, lines are wide enough for the tables.
 PLAIN_WIDTH = 120
 PLAIN_STEPS = 4
 
 
 class Screen:
-    """Where the demo speaks to a person."""
+    """The console that the demo writes to."""
 
     def __init__(self) -> None:
-        """Find out whether that is a terminal."""
+        """Use a fixed width if the output is not a terminal."""
         self._console = Console(highlight=False)
         if not self._console.is_terminal:
             self._console = Console(highlight=False, width=PLAIN_WIDTH)
 
-    def say(self, text: str, *, style: str | None = None) -> None:
+    def write(self, text: str, *, style: str | None = None) -> None:
         """Write a line."""
         self._console.print(text, style=style, markup=False, soft_wrap=True)
 
-    def show(self, table: Table) -> None:
+    def write_table(self, table: Table) -> None:
         """Write a table."""
         self._console.print(table)
 
     @contextmanager
     def progress(self, label: str, total: int) -> Iterator[Advance]:
-        """Yield the function to call with how many are done so far."""
+        """Yield the function to call with the number of finished items."""
         if self._console.is_terminal:
             with self._bar() as bar:
                 task = bar.add_task(label, total=total)
@@ -46,13 +46,13 @@ class Screen:
         return Progress(label, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=self._console)
 
     def _lines(self, label: str, total: int) -> Advance:
-        said = 0
+        written = 0
 
         def advance(done: int) -> None:
-            nonlocal said
+            nonlocal written
             step = done * PLAIN_STEPS // total if total else 0
-            if step > said:
-                said = step
-                self.say(f"{label}: {done:,} of {total:,}")
+            if step > written:
+                written = step
+                self.write(f"{label}: {done:,} of {total:,}")
 
         return advance

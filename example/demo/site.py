@@ -1,4 +1,4 @@
-"""Where the demo's site is served, and whether it answers."""
+"""The address of the demo's site, and a check whether the site answers."""
 
 import socket
 from contextlib import closing
@@ -9,10 +9,10 @@ HOST = "127.0.0.1"
 
 
 def free_port(wanted: int) -> int:
-    """Return the port asked for if it is free, else another."""
+    """Return the wanted port if it is free, or else another."""
     for port in (wanted, 0):
         with closing(socket.socket()) as probe:
-            # As the server itself will do: what an earlier demo left closing does not count.
+            # The server does the same; connections that an earlier demo left closing do not matter.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind((HOST, port))
@@ -24,7 +24,7 @@ def free_port(wanted: int) -> int:
 
 
 def answers(url: str) -> bool:
-    """Return whether a page is there."""
+    """Return whether the page is served."""
     try:
         with urlopen(url, timeout=5) as response:
             return bool(response.status == 200)

@@ -1,4 +1,4 @@
-"""A database and broker names that are the demo's own, on whatever servers there are."""
+"""Create a database and broker names for the demo, on existing servers or on its own."""
 
 import secrets
 from collections.abc import Iterator
@@ -9,13 +9,14 @@ import psycopg
 from psycopg import sql
 
 from example import services
-from example.demo.brokers import emptied, reachable
-from example.demo.errors import DemoError
+
+from .brokers import emptied, reachable
+from .errors import DemoError
 
 
 @contextmanager
 def surroundings(identity: str) -> Iterator[dict[str, str]]:
-    """Yield the environment of every process of the demo; what was made under its name is gone afterwards."""
+    """Yield the environment of the demo's processes; delete the database and the names afterwards."""
     with (
         services.postgres() as server_url,
         _own_database(server_url, identity) as database_url,
@@ -35,15 +36,17 @@ def surroundings(identity: str) -> Iterator[dict[str, str]]:
 
 @contextmanager
 def _own_database(server_url: str, name: str) -> Iterator[str]:
-    # Always a new one, so that a demo that is pointed at a database in use leaves it alone.
+    # Always a new database, so that the demo does not change an existing one.
     parts = urlsplit(server_url)
     if parts.scheme not in {"postgres", "postgresql"}:
-        raise DemoError(f"The demo needs PostgreSQL, and DATABASE_URL begins with {parts.scheme!r}.")
+        raise DemoError(
+            f"The demo needs PostgreSQL, but DATABASE_URL begins with {parts.scheme!r}; use postgresql://."
+        )
     _execute(server_url, sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
     try:
         yield parts._replace(path=f"/{name}").geturl()
     finally:
-        # With force, since connections of this process may still be open.
+        # FORCE, because connections of this process may still be open.
         _execute(server_url, sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
 
 
@@ -61,7 +64,7 @@ def _own_names(broker_url: str, name: str) -> Iterator[dict[str, str]]:
         yield {"DRAMATIQ_BROKER_URL": ""}
         return
     reachable(broker_url)
-    # Redis has namespaces; on RabbitMQ the queues' own names must differ.
+    # Redis has namespaces; RabbitMQ needs different names of queues.
     prefix = f"{name}_" if urlsplit(broker_url).scheme.startswith("amqp") else ""
     with emptied(broker_url, namespace=name, prefix=prefix):
         yield {

@@ -1,9 +1,9 @@
-"""Turn a broker's URL into the `DRAMATIQ_BROKER` setting."""
+"""Build the `DRAMATIQ_BROKER` setting from a URL."""
 
 from typing import Any
 from urllib.parse import urlsplit
 
-# Dramatiq's defaults without Prometheus, which would open a port for each process of a laptop demo.
+# Dramatiq's defaults without Prometheus, which would open a port for each process of the demo.
 # The outbox app adds its own middleware when it starts.
 MIDDLEWARE = [
     "dramatiq.middleware.AgeLimit",
@@ -20,11 +20,11 @@ def broker_from_url(url: str, *, namespace: str = "dramatiq") -> dict[str, Any]:
     """Return the setting for `redis://`, `amqp://` or `stub://`; an empty URL means the stub.
 
     Raises:
-        ValueError: the URL's scheme belongs to no broker known here.
+        ValueError: if no broker has the scheme of the URL.
     """
     scheme = urlsplit(url).scheme
     if scheme in {"redis", "rediss", "unix"}:
-        return _setting("dramatiq.brokers.redis.RedisBroker", url=url, namespace=namespace)
+        return _setting("outbox.brokers.RedisBroker", url=url, namespace=namespace)
     if scheme in {"amqp", "amqps"}:
         # Without confirms RabbitMQ may drop a retry that a worker sends; the relay uses confirms in any case.
         return _setting("dramatiq.brokers.rabbitmq.RabbitmqBroker", url=url, confirm_delivery=True)

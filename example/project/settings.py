@@ -1,12 +1,13 @@
-"""Settings of the example; what varies is read from the environment, for the demo's processes."""
+"""Settings of the example; environment variables configure the demo's processes."""
 
 import os
 from datetime import timedelta
 from pathlib import Path
 
 import dj_database_url
+import django
 
-from example.project.brokers import broker_from_url
+from .brokers import broker_from_url
 
 EXAMPLE_DIR = Path(__file__).resolve().parents[1]
 
@@ -26,9 +27,13 @@ INSTALLED_APPS = [
     "example.shop",
 ]
 
+if django.VERSION < (6, 0):
+    # The backport of Django's task framework.
+    INSTALLED_APPS.append("django_tasks")
+
 MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
-    # Every event knows the request and the user that it came from.
+    # Adds the request and the user to the context of every event.
     "outbox.http.OutboxContextMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
@@ -70,16 +75,23 @@ DRAMATIQ_BROKER = broker_from_url(
     namespace=os.environ.get("EXAMPLE_BROKER_NAMESPACE", "dramatiq"),
 )
 
-# What comes before each queue's name, so that a demo on a shared RabbitMQ meets nobody else's queues.
+# A prefix of all queue names, so that a demo on a shared RabbitMQ server has its own queues.
 SHOP_QUEUE_PREFIX = os.environ.get("EXAMPLE_QUEUE_PREFIX", "")
 
-# What `only_in_environment` goes by.
+TASKS = {
+    "default": {
+        "BACKEND": "outbox.contrib.tasks.OutboxBackend",
+        "QUEUES": [f"{SHOP_QUEUE_PREFIX}office"],
+    }
+}
+
+# Read by `only_in_environment`.
 ENVIRONMENT = os.environ.get("EXAMPLE_ENVIRONMENT", "development")
 
-# How long an event waits at most for others to be counted with.
+# The longest wait of an event for its batch to fill.
 SHOP_ANALYTICS_WAIT = timedelta(seconds=1)
 
-# How often the analytics service is away: its handler shows what retries look like.
+# The share of calls that the analytics service fails, to show retries.
 SHOP_ANALYTICS_FAILURE_RATE = 0.2
 
 LOGGING = {

@@ -1,7 +1,7 @@
-"""Find or start the servers that the demo and the tests need, where none is installed.
+"""Find or start the servers of the demo and the tests.
 
-Those that are started are real processes, live in a temporary directory of their own, and go away with the
-process that started them, however that process ends.
+Started servers are real processes with a temporary directory each. They end with the process that started
+them, even if that process is killed.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
-from example.services.embedded_postgres import EmbeddedPostgres
-from example.services.embedded_redis import EmbeddedRedis, redis_executable
-from example.services.probes import ServiceError, ask, wait_until
+from .embedded_postgres import EmbeddedPostgres
+from .embedded_redis import EmbeddedRedis, redis_executable
+from .probes import ServiceError, ask, wait_until
 
 __all__ = [
     "EmbeddedPostgres",
@@ -34,7 +34,7 @@ AMQP_CONNECTION_START = b"\x00\x0a\x00\x0a"
 
 @contextmanager
 def postgres(*, durable: bool = False) -> Iterator[str]:
-    """Yield the URL of a PostgreSQL database: `DATABASE_URL` if set, else a server of its own."""
+    """Yield the URL of a PostgreSQL database: `DATABASE_URL` if set, else the URL of a new server."""
     url = os.environ.get("DATABASE_URL")
     if url:
         yield url
@@ -58,7 +58,7 @@ def redis() -> Iterator[str | None]:
 
 @contextmanager
 def broker() -> Iterator[str | None]:
-    """Yield `DRAMATIQ_BROKER_URL`, of whatever broker, if set, else what `redis()` finds."""
+    """Yield `DRAMATIQ_BROKER_URL` for any broker if set, else the result of `redis()`."""
     url = os.environ.get("DRAMATIQ_BROKER_URL")
     if url:
         yield url
@@ -72,6 +72,6 @@ def rabbitmq_url() -> str | None:
     url = os.environ.get("RABBITMQ_URL") or "amqp://guest:guest@127.0.0.1:5672"
     parts = urlsplit(url)
     if parts.scheme != "amqp":
-        return url  # encrypted: the first client will tell
+        return url  # encrypted: only a client can find out
     answer = ask(parts.hostname or "127.0.0.1", parts.port or 5672, AMQP_GREETING, wanted=11)
     return url if answer[7:11] == AMQP_CONNECTION_START else None

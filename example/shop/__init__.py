@@ -1,1 +1,1 @@
-"""A small shop: customers place orders, handlers do the rest in the background."""
+"""A small shop: customers place orders, and handlers process them in the background."""

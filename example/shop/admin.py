@@ -7,7 +7,7 @@ from django.contrib import admin
 from django.db.models import Model, QuerySet
 from django.http import HttpRequest
 
-from example.shop.models import (
+from .models import (
     AnalyticsEntry,
     AuditEntry,
     Customer,
@@ -20,7 +20,7 @@ from example.shop.models import (
     Product,
     StockMovement,
 )
-from example.shop.services import change_prices
+from .services import change_prices
 
 
 class OrderLineInline(admin.TabularInline):
@@ -47,12 +47,12 @@ class ProductAdmin(admin.ModelAdmin):
 
     @admin.action(description="Raise the prices of all products by 5 %%", permissions=["change"])
     def raise_prices(self, request: HttpRequest, queryset: QuerySet[Product]) -> None:
-        """Raise all prices in one statement; the audit hears of it by `bulk_updated`."""
+        """Raise all prices in one statement; the audit receives `bulk_updated`."""
         self.message_user(request, f"Changed {change_prices(Decimal('1.05'))} prices.")
 
 
 class ReadOnlyAdmin(admin.ModelAdmin):
-    """What is only to be read: a row added or changed here would have no event."""
+    """Read-only: a row that is added or changed here would have no event."""
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         """Refuse."""
@@ -69,7 +69,7 @@ class ReadOnlyAdmin(admin.ModelAdmin):
 
 @admin.register(Order)
 class OrderAdmin(ReadOnlyAdmin):
-    """Orders; they are placed and moved on the shop's own pages."""
+    """Orders; the pages of the shop place and move them."""
 
     list_display = ("id", "customer", "status", "total", "created_at")
     list_filter = ("status",)
@@ -79,7 +79,7 @@ class OrderAdmin(ReadOnlyAdmin):
 
 @admin.register(Mail, StockMovement, AnalyticsEntry, HistoryEntry, Invoice)
 class EffectAdmin(ReadOnlyAdmin):
-    """What handlers did."""
+    """Effects of the handlers."""
 
     list_display = ("__str__", "order", "created_at")
     list_select_related = ("order",)
@@ -87,7 +87,7 @@ class EffectAdmin(ReadOnlyAdmin):
 
 @admin.register(AuditEntry)
 class AuditEntryAdmin(ReadOnlyAdmin):
-    """Who changed the catalogue."""
+    """Changes of the catalogue and their users."""
 
     list_display = ("text", "user_id", "source", "request_id", "created_at")
 

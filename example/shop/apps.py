@@ -12,10 +12,10 @@ class ShopConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        """Connect what is in neither `handlers.py` nor `tasks.py`, which the outbox finds by itself."""
-        from example.shop import audit, queues, receivers  # noqa: F401  # importing connects them
+        """Import the receivers; the outbox imports `handlers.py` and `tasks.py` automatically."""
+        from . import audit, queues, receivers  # noqa: F401  # importing connects them
 
-        # On a RabbitMQ that the demo shares with others, `default` may be anybody's.
+        # On a shared RabbitMQ server, another program may use the queue `default`.
         background = dramatiq.get_broker().get_actor("outbox.send_background")
         background.queue_name = queues.DEFAULT
         background.broker.declare_queue(queues.DEFAULT)

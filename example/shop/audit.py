@@ -1,4 +1,4 @@
-"""Who changed the catalogue: background receivers of Django's signals and of the bulk signals."""
+"""The audit of the catalogue: background receivers of Django's signals and of the bulk signals."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,8 +6,6 @@ from typing import Any
 from django.db.models import Model
 from django.db.models.signals import post_delete, post_save
 
-from example.shop import queues
-from example.shop.models import AuditEntry, Customer, Product
 from outbox import (
     bulk_created,
     bulk_updated,
@@ -18,14 +16,17 @@ from outbox import (
     signal_condition,
 )
 
+from . import queues
+from .models import AuditEntry, Customer, Product
+
 
 @signal_condition
 def prices_changed(fields: frozenset[str]) -> bool:
-    """Tell new prices from the handlers' own changes of the stock."""
+    """Return whether prices changed; the handlers change the stock only."""
     return "price" in fields
 
 
-# A snapshot, since an audit notes what was saved, and not what has become of it by the time it is read.
+# A snapshot, because an audit records the saved values, and the row may have changed since.
 @receiver(
     post_save,
     when=only_for_models(Product, Customer) & only_when_field_changed("name"),
@@ -35,7 +36,7 @@ def prices_changed(fields: frozenset[str]) -> bool:
 def note_name(
     sender: type[Model], instance: Product | Customer, created: bool, changes: dict[str, Any], **kwargs: Any
 ) -> None:
-    """Note new products and customers, and new names of old ones."""
+    """Record new products and customers, and changed names."""
     old, new = changes["name"]
     kind = sender._meta.verbose_name
     _note(f"New {kind} {new}" if created else f"The {kind} {old} is now called {new}")
@@ -43,19 +44,19 @@ def note_name(
 
 @receiver(post_delete, sender=Product, queue_name=queues.OFFICE)
 def note_deletion(sender: type[Product], instance: Product, **kwargs: Any) -> None:
-    """Note a deletion; the product is gone, so what comes here is the product as it was."""
+    """Record a deletion; `instance` is the product as it was before."""
     _note(f"Deleted {instance.name}, € {instance.price}")
 
 
 @receiver(bulk_created, sender=Product, queue_name=queues.OFFICE)
 def note_import(sender: type[Product], instances: Sequence[Product], **kwargs: Any) -> None:
-    """Note that many products came in at once."""
+    """Record an import of products."""
     _note(f"Imported products: {len(instances)}")
 
 
 @receiver(bulk_updated, sender=Product, when=prices_changed, queue_name=queues.OFFICE)
 def note_prices(sender: type[Product], instances: Sequence[Product], **kwargs: Any) -> None:
-    """Note that many prices changed at once; a product that is gone by now is not among them."""
+    """Record a bulk change of prices; products that were deleted since are not counted."""
     _note(f"New prices: {len(instances)}")
 
 

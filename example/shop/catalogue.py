@@ -1,6 +1,6 @@
-"""The goods and customers of an empty shop."""
+"""The products and customers of a new shop."""
 
-from example.shop.models import Customer, Product
+from .models import Customer, Product
 
 OPENING_STOCK = 5_000
 CUSTOMERS = 25
@@ -21,13 +21,13 @@ PRICES = {
 
 
 def stock_up() -> None:
-    """Fill the shop with its goods and customers; what is there already stays as it is."""
-    there = set(Product.objects.values_list("name", flat=True))
-    # Just what is new, so that `bulk_created` tells of no other.
+    """Create the products and customers that do not exist yet."""
+    existing = set(Product.objects.values_list("name", flat=True))
+    # Only the new products, so that `bulk_created` reports no others.
     Product.objects.bulk_create(
         Product(name=name, price=price, stock=OPENING_STOCK)
         for name, price in PRICES.items()
-        if name not in there
+        if name not in existing
     )
     Customer.objects.bulk_create(
         [Customer(name=f"Customer {number}") for number in range(1, CUSTOMERS + 1)],

@@ -1,8 +1,7 @@
-"""What the handlers leave behind, one row an effect.
+"""The effects of the handlers, one row each.
 
-A handler may be called more than once for the same event (that is what "at least once" means), so each row
-carries what makes it unique, and handlers write it with `get_or_create`: a second call finds the first one's
-row and stops.
+Delivery is at least once: a handler may run more than once for the same event. Each row therefore has a
+unique constraint, and handlers write it with `get_or_create`: a second run finds the row of the first.
 """
 
 from django.db import models
@@ -12,8 +11,8 @@ class Effect(models.Model):
     """Something that a handler did for an order because of an event."""
 
     event_id = models.UUIDField(editable=False)
-    # No constraint in the database: an effect of a rolled-back order must show up in the demo's check
-    # as a wrong row, and not be turned away by a foreign key that happened to stand behind a faulty outbox.
+    # No constraint in the database: it would refuse the effect of a rolled-back order. The demo's check must
+    # find such a row instead.
     order = models.ForeignKey("shop.Order", on_delete=models.CASCADE, db_constraint=False)
     created_at = models.DateTimeField(auto_now_add=True)
 
@@ -23,7 +22,7 @@ class Effect(models.Model):
 
 
 class Mail(Effect):
-    """A mail to the customer; the shop only pretends to send it."""
+    """A mail to the customer; the example only writes the row."""
 
     subject = models.CharField(max_length=100)
 
@@ -52,7 +51,7 @@ class StockMovement(Effect):
 
 
 class AnalyticsEntry(Effect):
-    """A line for the statistics department."""
+    """A line for the analytics department."""
 
     topic = models.CharField(max_length=100)
 
@@ -67,7 +66,7 @@ class AnalyticsEntry(Effect):
 
 
 class HistoryEntry(Effect):
-    """A change of an order, noted by a receiver of `post_save`."""
+    """A change of an order, written by a receiver of `post_save`."""
 
     note = models.CharField(max_length=100)
 
@@ -80,7 +79,7 @@ class HistoryEntry(Effect):
 
 
 class Invoice(models.Model):
-    """The invoice of an order; that there is one for each order is what makes writing it again harmless."""
+    """The invoice of an order; one row an order, so that a second run has no effect."""
 
     order = models.OneToOneField("shop.Order", on_delete=models.CASCADE, db_constraint=False)
     number = models.CharField(max_length=20)

@@ -6,7 +6,7 @@ from typing import Any
 from django import forms
 from django.forms.boundfield import BoundField
 
-from example.shop.models import Customer, Product
+from .models import Customer, Product
 
 MAX_QUANTITY = 20
 
@@ -18,7 +18,7 @@ class OrderForm(forms.Form):
     roll_back = forms.BooleanField(
         required=False,
         label="Fail on purpose before the commit",
-        help_text="The transaction is rolled back after the event was published: no order, no mail, nothing.",
+        help_text="The transaction is rolled back after the event was published: no order, no handler.",
     )
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -40,14 +40,14 @@ class OrderForm(forms.Form):
             yield product, self[_name(product)]
 
     def clean(self) -> dict[str, Any]:
-        """Refuse an order of nothing."""
+        """Refuse an order without products."""
         cleaned: dict[str, Any] = super().clean() or self.cleaned_data
         if not self.errors and not self.quantities():
             raise forms.ValidationError("Order at least one product.")
         return cleaned
 
     def quantities(self) -> dict[Product, int]:
-        """Return what was ordered, by product in the order of their ids."""
+        """Return the ordered quantities by product, sorted by id."""
         ordered = {product: self.cleaned_data.get(_name(product)) or 0 for product in self.products}
         return {
             product: quantity

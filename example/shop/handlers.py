@@ -1,7 +1,7 @@
-"""What happens after an order was placed or moved, in the background and after the commit.
+"""The handlers of placed and moved orders; they run in the background, after the commit.
 
-Deliveries are at least once: what a worker was doing when it was killed is done again. So each handler writes
-its effect under the event's id, and a second call changes nothing.
+Delivery is at least once: if a worker is killed, its deliveries run again. Each handler therefore writes its
+effect with the event's id, and a second run changes nothing.
 """
 
 import random
@@ -14,17 +14,6 @@ from django.db import transaction
 from django.db.models import F
 from django.db.models.signals import post_save
 
-from example.shop import queues
-from example.shop.models import (
-    AnalyticsEntry,
-    HistoryEntry,
-    Mail,
-    Order,
-    OrderStatus,
-    Product,
-    StockMovement,
-)
-from example.shop.signals import order_status_changed
 from outbox import (
     ReceivedEvent,
     current_event,
@@ -34,6 +23,10 @@ from outbox import (
     receiver,
     signal_condition,
 )
+
+from . import queues
+from .models import AnalyticsEntry, HistoryEntry, Mail, Order, OrderStatus, Product, StockMovement
+from .signals import order_status_changed
 
 SUBJECTS = {
     OrderStatus.PENDING: "We have your order",
@@ -46,18 +39,18 @@ LARGE_SUBJECT = "To the sales department: a large order"
 
 
 class AnalyticsAway(Exception):
-    """The (pretended) analytics service did not answer."""
+    """The simulated analytics service did not answer."""
 
 
 @signal_condition
 def is_large(instance: Order, created: bool) -> bool:
-    """Tell new orders that are worth a look."""
+    """Return whether the order is new and large."""
     return created and instance.total >= LARGE
 
 
 @signal_condition
 def is_cancelled(new: OrderStatus) -> bool:
-    """Tell cancellations from other moves."""
+    """Return whether the move is a cancellation."""
     return new == OrderStatus.CANCELLED
 
 
@@ -66,19 +59,19 @@ def is_cancelled(new: OrderStatus) -> bool:
 
 @handler("shop.order_placed", queue_name=queues.MAIL, max_retries=8)
 def mail_confirmation(event: ReceivedEvent) -> None:
-    """Tell the customer that the order has arrived."""
+    """Confirm the order to the customer."""
     _mail(event.payload["order_id"], SUBJECTS[OrderStatus.PENDING])
 
 
 @order_status_changed.handler(queue_name=queues.MAIL, max_retries=8)
 def mail_status(sender: type[Order], order: Order, new: OrderStatus, **kwargs: Any) -> None:
-    """Tell the customer what became of the order."""
+    """Notify the customer of the new status."""
     _mail(order.pk, SUBJECTS[new])
 
 
 @receiver(post_save, sender=Order, when=is_large & only_in_environment("production"), queue_name=queues.MAIL)
 def mail_sales(sender: type[Order], instance: Order, **kwargs: Any) -> None:
-    """Tell the sales department of a large order; nobody wants that from a developer's laptop."""
+    """Notify the sales department of a large order, in production only."""
     _mail(instance.pk, LARGE_SUBJECT)
 
 
@@ -91,21 +84,21 @@ def _mail(order_id: int, subject: str) -> None:
 
 @handler("shop.order_placed", queue_name=queues.STOCK)
 def take_from_stock(event: ReceivedEvent) -> None:
-    """Take the ordered goods from stock."""
+    """Take the ordered products from stock."""
     lines = {line["product_id"]: -line["quantity"] for line in event.payload["lines"]}
     _move_stock(event.payload["order_id"], lines)
 
 
 @receiver(order_status_changed, sender=Order, when=is_cancelled, queue_name=queues.STOCK)
 def put_back_in_stock(sender: type[Order], order: Order, **kwargs: Any) -> None:
-    """Put the goods of a cancelled order back."""
+    """Return the products of a cancelled order to stock."""
     _move_stock(order.pk, dict(order.lines.values_list("product_id", "quantity")))
 
 
 def _move_stock(order_id: int, quantities: Mapping[int, int]) -> None:
-    # One transaction, so that a movement and the change of stock which it stands for cannot part.
+    # One transaction, so that a movement and its change of stock are written together.
     with transaction.atomic():
-        # In one order, since two workers that lock the same products in different orders would deadlock.
+        # Sorted, because two workers that lock the same products in different orders would deadlock.
         for product_id, quantity in sorted(quantities.items()):
             _, is_new = StockMovement.objects.get_or_create(
                 event_id=_event().id,
@@ -129,7 +122,7 @@ def _move_stock(order_id: int, quantities: Mapping[int, int]) -> None:
     max_backoff=2_000,
 )
 def count_in_analytics(events: Sequence[ReceivedEvent]) -> None:
-    """Report, many at a time, to a service that is away for one call in five; Dramatiq tries again."""
+    """Report a batch to a service that fails one call in five; Dramatiq retries."""
     if random.random() < settings.SHOP_ANALYTICS_FAILURE_RATE:
         raise AnalyticsAway("The analytics service did not answer; this is part of the example.")
     AnalyticsEntry.objects.bulk_create(
@@ -137,7 +130,7 @@ def count_in_analytics(events: Sequence[ReceivedEvent]) -> None:
             AnalyticsEntry(event_id=event.id, order_id=Order.pk_of(event.key), topic=event.topic)
             for event in events
         ),
-        # What an earlier try has written stays as it is.
+        # Rows of an earlier attempt stay unchanged.
         ignore_conflicts=True,
     )
 
@@ -146,7 +139,7 @@ def count_in_analytics(events: Sequence[ReceivedEvent]) -> None:
 def write_history(
     sender: type[Order], instance: Order, created: bool, changes: dict[str, Any], **kwargs: Any
 ) -> None:
-    """Note each change of status: an ordinary signal receiver, made durable by the import of `receiver`."""
+    """Record each change of status: a signal receiver, made durable by importing `receiver` from outbox."""
     old, new = changes["status"]
     HistoryEntry.objects.get_or_create(
         event_id=_event().id,

@@ -1,13 +1,14 @@
-"""What the shop sells, to whom, and the orders."""
+"""The products, customers and orders of the shop."""
 
 from collections.abc import Sequence
 
 from django.db import models
 from django.urls import reverse
 
-from example.shop.effects import AnalyticsEntry, HistoryEntry, Invoice, Mail, StockMovement
-from example.shop.records import AuditEntry, DailyReport
 from outbox import BulkSignalManager
+
+from .effects import AnalyticsEntry, HistoryEntry, Invoice, Mail, StockMovement
+from .records import AuditEntry, DailyReport
 
 __all__ = [
     "AnalyticsEntry",
@@ -25,7 +26,7 @@ __all__ = [
 
 
 class Customer(models.Model):
-    """Somebody who orders."""
+    """A customer of the shop."""
 
     name = models.CharField(max_length=100, unique=True)
     spent = models.DecimalField(max_digits=12, decimal_places=2, default=0, editable=False)
@@ -38,15 +39,15 @@ class Customer(models.Model):
 
 
 class Product(models.Model):
-    """Something to sell, and how much of it there is."""
+    """A product and its stock."""
 
     name = models.CharField(max_length=100, unique=True)
     price = models.DecimalField(max_digits=8, decimal_places=2)
     stock = models.IntegerField(default=0, help_text="Below zero means back-ordered.")
 
-    # Imports and changes of many prices are told of, as `save()` is.
+    # Bulk methods of this manager send signals, as `save()` does.
     objects = BulkSignalManager()
-    # Stock moves with every order: nobody wants to hear of it, and a row is locked no more than it must be.
+    # Stock changes with every order: this manager sends no signals and takes no extra locks.
     silent = models.Manager()  # noqa: DJ012  # a manager, and the first one must be `objects`
 
     class Meta:
@@ -57,7 +58,7 @@ class Product(models.Model):
 
 
 class OrderStatus(models.TextChoices):
-    """How far an order has come."""
+    """The progress of an order."""
 
     PENDING = "pending"
     PAID = "paid"
@@ -72,7 +73,7 @@ NEXT_STATUSES: dict[str, Sequence[OrderStatus]] = {
 
 
 class Order(models.Model):
-    """What one customer ordered at one time."""
+    """An order of one customer."""
 
     customer = models.ForeignKey(Customer, on_delete=models.PROTECT, related_name="orders")
     status = models.CharField(max_length=10, choices=OrderStatus, default=OrderStatus.PENDING)
@@ -91,12 +92,12 @@ class Order(models.Model):
 
     @property
     def key(self) -> str:
-        """The key of every event about this order: the one that signals give to an instance by themselves."""
+        """The key of every event of this order; signals of the instance have the same key."""
         return f"shop.order:{self.pk}"
 
     @staticmethod
     def pk_of(key: str) -> int:
-        """Return which order an event's key stands for."""
+        """Return the id of the order that an event's key names."""
         return int(key.removeprefix("shop.order:"))
 
     @property
@@ -106,7 +107,7 @@ class Order(models.Model):
 
 
 class OrderLine(models.Model):
-    """So many of one product, at the price of the day."""
+    """A quantity of one product, at the price of the order's day."""
 
     order = models.ForeignKey(Order, on_delete=models.CASCADE, related_name="lines")
     product = models.ForeignKey(Product, on_delete=models.PROTECT, related_name="lines")

@@ -1,10 +1,10 @@
-"""What the office keeps: who changed the catalogue, and the reports."""
+"""The records of the office: audit entries and daily reports."""
 
 from django.db import models
 
 
 class AuditEntry(models.Model):
-    """A change of the catalogue or of a customer, and where it came from; one row an event."""
+    """A change of the catalogue or of a customer, with its origin; one row an event."""
 
     event_id = models.UUIDField(unique=True, editable=False)
     text = models.CharField(max_length=200)
@@ -22,7 +22,7 @@ class AuditEntry(models.Model):
 
 
 class DailyReport(models.Model):
-    """Where the shop stood on a day; that there is one a day is what makes writing it again harmless."""
+    """The figures of one day; one row a day, so that a second run has no effect."""
 
     day = models.DateField(unique=True)
     orders = models.PositiveIntegerField(default=0)

@@ -1,4 +1,4 @@
-"""What the shop can do. Each function publishes its events in the transaction that makes them true."""
+"""The operations of the shop. Each publishes its events in the transaction that changes the rows."""
 
 from collections.abc import Mapping
 from contextlib import suppress
@@ -9,24 +9,25 @@ from typing import Any
 from django.db import transaction
 from django.utils import timezone
 
-from example.shop.models import Customer, Order, OrderLine, OrderStatus, Product
-from example.shop.signals import order_status_changed, report_requested
-from example.shop.tasks import write_invoice
 from outbox import publish, send_background
+
+from .models import Customer, Order, OrderLine, OrderStatus, Product
+from .signals import order_status_changed, report_requested
+from .tasks import write_invoice
 
 CENT = Decimal("0.01")
 
 
 class InvalidMove(Exception):
-    """An order cannot go from its status to the one asked for."""
+    """An order cannot move from its status to the requested one."""
 
 
 class RolledBackOnPurpose(Exception):
-    """Raised inside a transaction to show what a roll-back leaves behind: nothing."""
+    """Raised inside a transaction to roll it back."""
 
 
 def place_order(customer: Customer, quantities: Mapping[Product, int]) -> Order:
-    """Write an order, its event and its invoice's task: all of them with the commit, or none."""
+    """Write an order, its event and the task for its invoice in one transaction."""
     total = sum((product.price * quantity for product, quantity in quantities.items()), Decimal(0))
     with transaction.atomic():
         order = Order.objects.create(customer=customer, total=total)
@@ -40,7 +41,7 @@ def place_order(customer: Customer, quantities: Mapping[Product, int]) -> Order:
 
 
 def place_and_roll_back(customer: Customer, quantities: Mapping[Product, int]) -> int:
-    """Place an order, publish its events, then fail; return the number the order would have had."""
+    """Place an order, publish its events, then roll back; return the id of the lost order."""
     number = 0
     with suppress(RolledBackOnPurpose), transaction.atomic():
         number = place_order(customer, quantities).pk
@@ -52,10 +53,10 @@ def move_order(order_id: int, status: OrderStatus) -> Order:
     """Move an order on and send `order_status_changed`.
 
     Raises:
-        InvalidMove: the order is not in a status from which it can go there.
+        InvalidMove: if the order cannot move from its status to `status`.
     """
     with transaction.atomic():
-        # Locked, so that of two people who press different buttons at once, one is told that it is too late.
+        # Locked, so that the second of two simultaneous moves sees the first and is refused.
         order = Order.objects.select_for_update().get(pk=order_id)
         if status not in order.next_statuses:
             raise InvalidMove(f"{order} is {order.status} and cannot become {status}.")
@@ -68,9 +69,9 @@ def move_order(order_id: int, status: OrderStatus) -> Order:
 
 
 def change_prices(factor: Decimal) -> int:
-    """Multiply all prices and return how many there are; one `bulk_updated` tells of it."""
+    """Multiply all prices with one `bulk_updated`, and return the number of products."""
     with transaction.atomic():
-        # Orders go on meanwhile: their lines refer to the products' keys, which stay.
+        # `no_key` lets orders continue: their lines need only the keys of the products.
         products = list(Product.objects.select_for_update(no_key=True).order_by("pk"))
         for product in products:
             product.price = (product.price * factor).quantize(CENT)
@@ -78,13 +79,13 @@ def change_prices(factor: Decimal) -> int:
 
 
 def request_report(day: date) -> None:
-    """Have all that listens to `report_requested` called in a worker."""
+    """Have a worker call the receivers of `report_requested`."""
     with transaction.atomic():
         send_background(report_requested, day=day)
 
 
 def order_payload(order: Order, quantities: Mapping[Product, int]) -> dict[str, Any]:
-    """Return what the event says about an order: the facts of this moment, whatever becomes of it later."""
+    """Return the payload of a placed order: its values at this moment."""
     return {
         "order_id": order.pk,
         "customer_id": order.customer_id,

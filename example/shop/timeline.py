@@ -1,17 +1,18 @@
-"""What happened to one order: its events, and what the handlers have done because of them."""
+"""The timeline of one order: its events and the effects of its handlers."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
-from example.shop.models import AnalyticsEntry, HistoryEntry, Invoice, Mail, Order, StockMovement
 from outbox.models import Event
+
+from .models import AnalyticsEntry, HistoryEntry, Invoice, Mail, Order, StockMovement
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One effect, in words."""
+    """The description of one effect."""
 
     at: datetime
     kind: str
@@ -25,7 +26,7 @@ def timeline(order: Order) -> list[Entry]:
 
 
 def events_of(order: Order) -> Sequence[Event]:
-    """Return the events about an order, oldest first; their context tells which request they came from."""
+    """Return the events about an order, oldest first; their context names the request."""
     return list(Event.objects.filter(key=order.key).order_by("pk"))
 
 

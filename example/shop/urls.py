@@ -2,7 +2,7 @@
 
 from django.urls import path
 
-from example.shop import views
+from . import views
 
 app_name = "shop"
 urlpatterns = [

@@ -8,11 +8,11 @@ from django.utils import timezone
 from django.utils.html import escape
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
-from example.shop.forms import OrderForm
-from example.shop.models import AuditEntry, DailyReport, Order, OrderStatus, Product
-from example.shop.services import InvalidMove, move_order, place_and_roll_back, place_order, request_report
-from example.shop.signals import order_status_changed
-from example.shop.timeline import events_of, timeline
+from .forms import OrderForm
+from .models import AuditEntry, DailyReport, Order, OrderStatus, Product
+from .services import InvalidMove, move_order, place_and_roll_back, place_order, request_report
+from .signals import order_status_changed
+from .timeline import events_of, timeline
 
 PAGE_SIZE = 20
 OFFICE_SIZE = 10
@@ -20,7 +20,7 @@ OFFICE_SIZE = 10
 
 @require_GET
 def order_list(request: HttpRequest) -> HttpResponse:
-    """Show the recent orders, all of them or those of one status."""
+    """Show the recent orders, with all statuses or with one."""
     status = request.GET.get("status", "")
     orders = Order.objects.select_related("customer")
     if status in OrderStatus.values:
@@ -42,9 +42,7 @@ def _place(request: HttpRequest, form: OrderForm) -> HttpResponse:
     customer, quantities = form.cleaned_data["customer"], form.quantities()
     if form.cleaned_data["roll_back"]:
         number = place_and_roll_back(customer, quantities)
-        messages.warning(
-            request, f"Order {number} was rolled back: it was never there, and nobody will hear of it."
-        )
+        messages.warning(request, f"Order {number} was rolled back: no row is saved and no handler runs.")
         return redirect("shop:orders")
     order = place_order(customer, quantities)
     messages.success(request, f"{order} was placed. Its handlers start now.")
@@ -53,7 +51,7 @@ def _place(request: HttpRequest, form: OrderForm) -> HttpResponse:
 
 @require_GET
 def order_detail(request: HttpRequest, pk: int) -> HttpResponse:
-    """Show an order and everything that its handlers have done so far."""
+    """Show an order, its events and the effects of its handlers."""
     order = get_object_or_404(Order.objects.select_related("customer"), pk=pk)
     lines = [(line, line.price * line.quantity) for line in order.lines.select_related("product")]
     shown = {"order": order, "lines": lines, "entries": timeline(order), "events": events_of(order)}
@@ -62,7 +60,7 @@ def order_detail(request: HttpRequest, pk: int) -> HttpResponse:
 
 @require_POST
 def order_move(request: HttpRequest, pk: int) -> HttpResponse:
-    """Move an order on to the status that was asked for."""
+    """Move an order to the requested status."""
     get_object_or_404(Order, pk=pk)
     status = request.POST.get("status", "")
     if status not in OrderStatus.values:
@@ -78,7 +76,7 @@ def order_move(request: HttpRequest, pk: int) -> HttpResponse:
 
 @require_GET
 def product_list(request: HttpRequest) -> HttpResponse:
-    """Show what is in stock."""
+    """Show the stock."""
     return render(request, "shop/products.html", {"products": Product.objects.all()})
 
 
@@ -97,7 +95,7 @@ def office(request: HttpRequest) -> HttpResponse:
 
 @require_POST
 def report_new(request: HttpRequest) -> HttpResponse:
-    """Have today's report written, in the background."""
+    """Have today's report written in the background."""
     request_report(timezone.localdate())
-    messages.success(request, "The report will be here in a moment. Look again.")
+    messages.success(request, "A worker is writing the report. Reload the page.")
     return redirect("shop:office")

@@ -1,13 +1,23 @@
-"""The admin: what was published, what became of it, how handlers fare, and which relays live.
+"""The admin pages of the outbox: the overview, and one module for each table.
 
-Nothing here can be added, edited or deleted. Deliveries can be retried and discarded, events cancelled, and
-handlers paused and resumed.
+No row can be added, edited or deleted. Operators retry and discard deliveries, cancel events, and pause and
+resume handlers.
 """
 
 from .deliveries import DeliveryAdmin
 from .events import EventAdmin
-from .pausing import PausedHandlerAdmin
-from .relays import RelayHeartbeatAdmin
-from .stats import HandlerStatsAdmin
+from .handlers import HandlerStatsAdmin
+from .operator_jobs import OperatorJobAdmin
+from .overview import BacklogSampleAdmin
+from .paused_handlers import PausedHandlerAdmin
+from .processes import ProcessHeartbeatAdmin
 
-__all__ = ["DeliveryAdmin", "EventAdmin", "HandlerStatsAdmin", "PausedHandlerAdmin", "RelayHeartbeatAdmin"]
+__all__ = [
+    "BacklogSampleAdmin",
+    "DeliveryAdmin",
+    "EventAdmin",
+    "HandlerStatsAdmin",
+    "OperatorJobAdmin",
+    "PausedHandlerAdmin",
+    "ProcessHeartbeatAdmin",
+]

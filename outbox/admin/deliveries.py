@@ -1,8 +1,8 @@
-"""Deliveries: where each stands, and what an operator can do about it."""
+"""The deliveries, and the actions of operators on them."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from django.contrib import admin, messages
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
@@ -19,78 +19,80 @@ from django.utils.translation import gettext as _now
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext
 
-from ..lanes import WAITING_LIMIT, head_of_lane, waiting_behind
-from ..models import Delivery, Event
-from . import columns, display, operations
+from outbox.models import Delivery, Event
+from outbox.operations.blocked_keys import WAITING_LIMIT, head_of_key, waiting_behind
+
+from . import actions, delivery_columns, formatting
 from .base import OutboxAdmin
-from .discarding import confirm_discard
-from .filters import HELD, EventPeriodFilter, EventTopicFilter, HandlerFilter, StateFilter
-from .paging import Order
-from .searching import Search, search_deliveries
+from .filters import WAITING, EventPeriodFilter, EventTopicFilter, HandlerFilter, StateFilter
+from .job_links import job_links
+from .pagination import Ordering
+from .reason_pages import discard_page
+from .search import Search, search_deliveries
 
-# The orders in which the partial indexes of the states can be read.
-_ORDERS: dict[str | None, Order] = {
-    Delivery.Status.PENDING: Order(("available_at", "pk")),
-    Delivery.Status.DISPATCHED: Order(("confirm_by", "pk")),
+# The orderings of the states' partial indexes.
+_ORDERINGS: dict[str | None, Ordering] = {
+    Delivery.State.PENDING: Ordering(("available_at", "pk")),
+    Delivery.State.DISPATCHED: Ordering(("confirm_by", "pk")),
 }
-
-
-_EVENT_GONE = _("the event is gone")
 
 
 @admin.register(Delivery)
 class DeliveryAdmin(OutboxAdmin):
-    """The list of deliveries, the page of one, and the operations on both."""
+    """The list of deliveries, the page of one delivery, and the actions on both."""
 
-    list_display = ("number", "topic", "dotted_handler", "progress", "last_change", "error_summary")
+    list_display = (
+        "number",
+        "topic",
+        "dotted_handler",
+        delivery_columns.state_and_attempts,
+        delivery_columns.last_change,
+        delivery_columns.error_summary,
+    )
     list_filter = (StateFilter, HandlerFilter, EventTopicFilter, EventPeriodFilter)
     search_fields = ("event_id", "key", "topic")
     search_help_text = _(
-        "An event id, a key or the beginning of a lane key, a topic, or a pattern of topics such as shop.*"
+        "An event id, a key, the beginning of an ordering key, a topic, or a pattern of topics such as shop.*"
     )
     actions = ("retry_selected", "discard_selected")
     change_form_template = "admin/outbox/delivery/change_form.html"
-    fieldsets = (
-        (None, {"fields": ("event_link", "handler_link", "queue", "lane", "state", "tries")}),
-        (_("Times"), {"fields": ("published", "available", "expires", "dispatched", "confirm", "finished")}),
-        (_("Outcome"), {"fields": ("full_error",)}),
-        (_("Payload"), {"fields": ("payload",), "classes": ("collapse",)}),
+    fieldsets: ClassVar[Any] = (
+        (
+            None,
+            {
+                "fields": (
+                    *("event_link", "handler_link", "queue", "ordering_key"),
+                    delivery_columns.state_badge,
+                    delivery_columns.attempt_counts,
+                )
+            },
+        ),
+        (_("Times"), {"fields": (delivery_columns.published, *delivery_columns.TIMES)}),
+        (_("Outcome"), {"fields": (delivery_columns.full_error,)}),
+        (_("Payload"), {"fields": (delivery_columns.payload,), "classes": ("collapse",)}),
     )
-    readonly_fields = (*admin.utils.flatten_fieldsets(fieldsets), "last_error")
-
-    available = staticmethod(display.moment_of("available_at", _("available")))
-    expires = staticmethod(display.moment_of("expires_at", _("expires")))
-    dispatched = staticmethod(display.moment_of("dispatched_at", _("dispatched")))
-    confirm = staticmethod(display.moment_of("confirm_by", _("confirm by")))
-    finished = staticmethod(display.moment_of("finished_at", _("finished")))
-    state = staticmethod(columns.state)
-    progress = staticmethod(columns.progress)
-    tries = staticmethod(columns.tries)
-    last_change = staticmethod(columns.last_change)
-    error_summary = staticmethod(columns.error_summary)
-    full_error = staticmethod(columns.full_error)
-    last_error = staticmethod(columns.last_error)
+    readonly_fields: ClassVar[Any] = (*admin.utils.flatten_fieldsets(fieldsets), delivery_columns.last_error)
 
     # ------------------------------------------------------------ the list
 
     def search(self, term: str, rows: Any) -> Search:
-        """Understand the search box."""
+        """Parse the search box."""
         return search_deliveries(term, rows)
 
-    def get_order(self, chosen: dict[str, str]) -> Order:
-        """Return the order of the index that the chosen state has, else the newest first."""
-        return _ORDERS.get(chosen.get(StateFilter.parameter_name), super().get_order(chosen))
+    def list_order(self, chosen: dict[str, str]) -> Ordering:
+        """Return the ordering of the chosen state's index, or else the newest first."""
+        return _ORDERINGS.get(chosen.get(StateFilter.parameter_name), super().list_order(chosen))
 
-    def for_list(self, rows: Any) -> Any:
-        """Fetch the two ends of the error instead of all of it."""
+    def list_columns(self, rows: Any) -> Any:
+        """Read the two ends of the error instead of all of it."""
         ends = {
-            "error_head": Left("error", display.ERROR_END),
-            "error_tail": Right("error", display.ERROR_END),
+            "error_head": Left("error", formatting.ERROR_END),
+            "error_tail": Right("error", formatting.ERROR_END),
         }
-        return rows.defer("error").annotate(**ends)
+        return rows.defer("error", "message_options").annotate(**ends)
 
-    def after_load(self, rows: list[Any]) -> None:
-        """Fetch the events of all deliveries of the page; a join might read all events."""
+    def load_related(self, rows: list[Any]) -> None:
+        """Load the events of all deliveries of the page; a join might read all events."""
         prefetch_related_objects(rows, Prefetch("event", Event.objects.only("topic", "key")))
 
     @admin.display(description=_("delivery"))
@@ -102,26 +104,29 @@ class DeliveryAdmin(OutboxAdmin):
     def topic(self, delivery: Delivery) -> SafeString | str:
         """Link the event."""
         event = getattr(delivery, "event", None)
-        return (
-            display.link(self.url("event_change", event.pk), display.dotted(event.topic))
-            if event
-            else str(_EVENT_GONE)
-        )
+        if event is None:
+            return str(delivery_columns.NO_EVENT)
+        return formatting.link(self.url("event_change", event.pk), formatting.dotted(event.topic))
 
     @admin.display(description=_("handler"))
     def dotted_handler(self, delivery: Delivery) -> SafeString:
         """Show the handler."""
-        return display.dotted(delivery.handler)
+        return formatting.dotted(delivery.handler)
+
+    def changelist_view(self, request: HttpRequest, extra_context: Any = None) -> HttpResponse:
+        """Show the list, with links to jobs on all deliveries that match its filters."""
+        context = {"job_links": job_links(self, request)}
+        return super().changelist_view(request, {**context, **(extra_context or {})})
 
     # ------------------------------------------------------------ one delivery
 
     def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
-        """Call the error by another name where it is not the outcome."""
-        if obj is None or obj.status in (Delivery.Status.FAILED, Delivery.Status.DISCARDED):
+        """Label the error as the last error unless it is the final outcome."""
+        if obj is None or obj.state in (Delivery.State.FAILED, Delivery.State.DISCARDED):
             return self.fieldsets
-        outcome: Any = {"fields": ("last_error",)}
+        outcome: Any = {"fields": (delivery_columns.last_error,)}
         return [
-            (title, outcome if "full_error" in options["fields"] else options)
+            (title, outcome if delivery_columns.full_error in options["fields"] else options)
             for title, options in self.fieldsets
         ]
 
@@ -129,61 +134,56 @@ class DeliveryAdmin(OutboxAdmin):
     def event_link(self, delivery: Delivery) -> SafeString | str:
         """Link the event."""
         event = getattr(delivery, "event", None)
-        return display.link(self.url("event_change", event.pk), event) if event else str(_EVENT_GONE)
+        return (
+            formatting.link(self.url("event_change", event.pk), event)
+            if event
+            else str(delivery_columns.NO_EVENT)
+        )
 
     @admin.display(description=_("handler"))
     def handler_link(self, delivery: Delivery) -> SafeString:
         """Link the statistics of the handler."""
-        return display.link(self.url("handlerstats_handler", delivery.handler), delivery.handler)
+        return formatting.link(self.url("handlerstats_handler", delivery.handler), delivery.handler)
 
-    @admin.display(description=_("lane key"))
-    def lane(self, delivery: Delivery) -> SafeString | str:
-        """Show the key of an ordered handler's lane, and who waits in it for whom."""
-        head = head_of_lane(delivery)
-        if head is None or head.status != Delivery.Status.FAILED:
-            return delivery.key or display.NOTHING
+    @admin.display(description=_("ordering key"))
+    def ordering_key(self, delivery: Delivery) -> SafeString | str:
+        """Show the ordering key, and the deliveries that block this one or are blocked by it."""
+        head = head_of_key(delivery)
+        if head is None or head.state != Delivery.State.FAILED:
+            return delivery.key or formatting.EMPTY
         if head.pk == delivery.pk:
             return format_html("{} {}", delivery.key, self._blocked_behind(delivery))
         url = self.url("delivery_change", head.pk)
-        behind = _now("blocked by delivery #%d, which failed") % head.pk
-        return format_html("{} {}", delivery.key, display.link(url, display.badge("failed", behind)))
+        blocked_by = _now("blocked by delivery #%d, which failed") % head.pk
+        return format_html(
+            "{} {}", delivery.key, formatting.link(url, formatting.badge("failed", blocked_by))
+        )
 
     def _blocked_behind(self, delivery: Delivery) -> SafeString | str:
         count = waiting_behind(delivery)
         if not count:
             return ""
-        shown = f"{count}+" if count == WAITING_LIMIT else str(count)
+        shown = formatting.limited(count, WAITING_LIMIT)
         text = ngettext("blocks %s delivery behind it", "blocks %s deliveries behind it", count) % shown
-        query = urlencode({"state": HELD, "handler": delivery.handler, "q": delivery.key})
-        return display.link(f"{self.url('delivery_changelist')}?{query}", display.badge("failed", text))
+        query = urlencode({"state": WAITING, "handler": delivery.handler, "q": delivery.key})
+        url = f"{self.url('delivery_changelist')}?{query}"
+        return formatting.link(url, formatting.badge("failed", text))
 
-    @admin.display(description=_("published"))
-    def published(self, delivery: Delivery) -> Any:
-        """Show when the event was published."""
-        event = getattr(delivery, "event", None)
-        return display.moment(event.created_at if event else None)
-
-    @admin.display(description=_("payload"))
-    def payload(self, delivery: Delivery) -> Any:
-        """Show what the handler got."""
-        event = getattr(delivery, "event", None)
-        return display.pretty_json(event.payload) if event else str(_EVENT_GONE)
-
-    # ------------------------------------------------------------ operations
+    # ------------------------------------------------------------ actions
 
     def has_operate_permission(self, request: HttpRequest) -> bool:
-        """Return whether the user may retry and discard: the change permission says so."""
-        return self.may(request, "change_delivery")
+        """Return whether the user may retry and discard; this takes the change permission."""
+        return self.has_app_permission(request, "change_delivery")
 
     @admin.action(permissions=["operate"], description=_("Retry failed deliveries"))
     def retry_selected(self, request: HttpRequest, queryset: Any) -> None:
-        """Send the selected deliveries again, if they failed."""
+        """Retry the failed ones among the selected deliveries."""
         self._retry(request, request.POST.getlist(ACTION_CHECKBOX_NAME))
 
     @admin.action(permissions=["operate"], description=_("Discard failed or pending deliveries…"))
     def discard_selected(self, request: HttpRequest, queryset: Any) -> HttpResponse:
-        """Ask for the reason, then give the selected deliveries up."""
-        return confirm_discard(
+        """Ask for the reason, then discard the selected deliveries."""
+        return discard_page(
             self, request, request.POST.getlist(ACTION_CHECKBOX_NAME), back=request.get_full_path()
         )
 
@@ -197,22 +197,21 @@ class DeliveryAdmin(OutboxAdmin):
         ]
 
     def retry_view(self, request: HttpRequest, object_id: str) -> HttpResponse:
-        """Send one delivery again."""
+        """Retry one delivery."""
         self._require_operator(request)
         if request.method != "POST":
             return HttpResponseNotAllowed(["POST"])
         self._retry(request, [unquote(object_id)])
-        return HttpResponseRedirect(self.url("delivery_change", object_id))
+        return HttpResponseRedirect(self.back(request, self.url("delivery_change", object_id)))
 
     def discard_view(self, request: HttpRequest, object_id: str) -> HttpResponse:
-        """Ask for the reason, then give one delivery up."""
+        """Ask for the reason, then discard one delivery."""
         self._require_operator(request)
-        return confirm_discard(
-            self, request, [unquote(object_id)], back=self.url("delivery_change", object_id)
-        )
+        back = self.back(request, self.url("delivery_change", object_id))
+        return discard_page(self, request, [unquote(object_id)], back=back)
 
     def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> Any:
-        """Return the delivery with its event, which may be gone: no constraint keeps it."""
+        """Return the delivery with its event, which may be missing: the database has no constraint."""
         delivery = super().get_object(request, object_id, from_field)
         prefetch_related_objects([delivery] if delivery else [], "event")
         return delivery
@@ -220,12 +219,12 @@ class DeliveryAdmin(OutboxAdmin):
     def change_view(
         self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: Any = None
     ) -> HttpResponse:
-        """Show the delivery, with its buttons for those who may use them."""
+        """Show the delivery, with its buttons if the user may use them."""
         context = {
             "may_operate": self.has_operate_permission(request),
             "retry_url": self.url("delivery_retry", object_id),
             "discard_url": self.url("delivery_discard", object_id),
-            "discardable": operations.DISCARDABLE,
+            "discardable": actions.DISCARDABLE,
         }
         return super().change_view(request, object_id, form_url, {**context, **(extra_context or {})})
 
@@ -234,12 +233,13 @@ class DeliveryAdmin(OutboxAdmin):
             raise PermissionDenied
 
     def _retry(self, request: HttpRequest, pks: list[str]) -> None:
-        retried = operations.retry(operations.as_ids(pks), request.user)
-        done = ngettext(
-            "%(count)d delivery will be sent again.", "%(count)d deliveries will be sent again.", retried
-        )
+        retried = actions.retry(actions.as_ids(pks), request.user)
         if retried:
-            self.message_user(request, done % {"count": retried}, messages.SUCCESS)
+            text = ngettext(
+                "%(count)s delivery will be resent.", "%(count)s deliveries will be resent.", retried
+            )
+            self.message_user(request, text % {"count": formatting.number(retried)}, messages.SUCCESS)
         if retried < len(pks):
-            text = _now("Only failed deliveries can be retried; %(count)d selected were left as they are.")
-            self.message_user(request, text % {"count": len(pks) - retried}, messages.WARNING)
+            text = _now("Only failed deliveries can be retried; %(count)s selected were not changed.")
+            others = formatting.number(len(pks) - retried)
+            self.message_user(request, text % {"count": others}, messages.WARNING)

@@ -1,4 +1,4 @@
-"""Events, and what became of each."""
+"""The events, with the states of their deliveries."""
 
 from __future__ import annotations
 
@@ -17,22 +17,23 @@ from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext_lazy as _
 
-from ..models import Delivery, Event
-from . import display
-from .base import OutboxAdmin
-from .discarding import confirm_cancel
-from .filters import PeriodFilter, TopicFilter
-from .searching import Search, search_events
+from outbox.models import Delivery, Event
 
-# Replays add to the deliveries of an event; its page shows the newest of them.
+from . import formatting
+from .base import OutboxAdmin
+from .filters import PeriodFilter, TopicFilter
+from .reason_pages import cancel_page
+from .search import Search, search_events
+
+# Replays add deliveries to an event; the page of the event shows the newest deliveries.
 _MAX_DELIVERIES = 200
 
 
 @admin.register(Event)
 class EventAdmin(OutboxAdmin):
-    """The list of events, and the page of one."""
+    """The list of events, and the page of one event."""
 
-    list_display = ("published_at", "dotted_topic", "key_or_none", "outcome", "event_id")
+    list_display = ("published_at", "dotted_topic", "key_or_empty", "delivery_states", "event_id")
     list_filter = (PeriodFilter, TopicFilter)
     search_fields = ("id", "key", "topic")
     search_help_text = _(
@@ -41,99 +42,99 @@ class EventAdmin(OutboxAdmin):
     actions = ("cancel_selected",)
     change_form_template = "admin/outbox/event/change_form.html"
     fieldsets = (
-        (None, {"fields": ("id", "topic", "key_or_none", "dedup_key", "published_at", "cause")}),
+        (None, {"fields": ("id", "topic", "key_or_empty", "dedup_key", "published_at", "cause")}),
         (_("Content"), {"fields": ("pretty_payload", "pretty_headers")}),
     )
     readonly_fields = admin.utils.flatten_fieldsets(fieldsets)
 
     def search(self, term: str, rows: Any) -> Search:
-        """Understand the search box."""
+        """Parse the search box."""
         return search_events(term, rows)
 
-    def for_list(self, rows: Any) -> Any:
+    def list_columns(self, rows: Any) -> Any:
         """Leave out the payloads."""
         return rows.defer("payload", "headers")
 
-    def after_load(self, rows: list[Any]) -> None:
+    def load_related(self, rows: list[Any]) -> None:
         """Count the deliveries of all events of the page, by state."""
         counts: dict[Any, dict[str, int]] = defaultdict(dict)
         deliveries = Delivery.objects.filter(event_id__in=[event.pk for event in rows])
-        for event_id, status, number in (
-            deliveries.order_by().values_list("event_id", "status").annotate(Count("pk"))
+        for event_id, state, number in (
+            deliveries.order_by().values_list("event_id", "state").annotate(Count("pk"))
         ):
-            counts[event_id][status] = number
+            counts[event_id][state] = number
         for event in rows:
-            event.outcome_counts = counts[event.pk]
+            event.state_counts = counts[event.pk]
 
     @admin.display(description=_("id"))
     def event_id(self, event: Event) -> SafeString:
-        """Show the id, small."""
+        """Show the id, in small type."""
         return format_html('<span class="outbox-id">{}</span>', event.pk)
 
     @admin.display(description=_("topic"))
     def dotted_topic(self, event: Event) -> SafeString:
         """Show the topic."""
-        return display.dotted(event.topic)
+        return formatting.dotted(event.topic)
 
     @admin.display(description=_("key"))
-    def key_or_none(self, event: Event) -> str:
+    def key_or_empty(self, event: Event) -> str:
         """Show the key."""
-        return event.key or display.NOTHING
+        return event.key or formatting.EMPTY
 
     @admin.display(description=_("published"))
     def published_at(self, event: Event) -> Any:
-        """Show when it was published."""
-        return display.moment(event.created_at)
+        """Show when the event was published."""
+        return formatting.timestamp(event.created_at)
 
     @admin.display(description=_("deliveries"))
-    def outcome(self, event: Any) -> SafeString | str:
+    def delivery_states(self, event: Any) -> SafeString | str:
         """Show how many deliveries are in each state."""
         badges = [
-            (display.badge(status, f"{event.outcome_counts[status]} {label}"),)
-            for status, label in Delivery.Status.choices
-            if status in event.outcome_counts
+            (formatting.badge(state, f"{formatting.number(event.state_counts[state])} {label}"),)
+            for state, label in Delivery.State.choices
+            if state in event.state_counts
         ]
-        return format_html_join(" ", "{}", badges) or display.NOTHING
+        return format_html_join(" ", "{}", badges) or formatting.EMPTY
 
     @admin.display(description=_("caused by"))
     def cause(self, event: Event) -> SafeString | str:
-        """Link the event in whose handler this one was published."""
+        """Link the event whose handler published this event."""
         headers = event.headers if isinstance(event.headers, dict) else {}
         cause, root = headers.get("causation_id"), headers.get("correlation_id")
         links = [(self._link(cause, cause),)]
         if not cause:
-            return display.NOTHING
+            return formatting.EMPTY
         if root and root != cause:
             links.append((self._link(root, _("the root of the chain")),))
         return format_html_join(" · ", "{}", links)
 
     def _link(self, event_id: Any, text: Any) -> Any:
         try:
-            return display.link(self.url("event_change", UUID(event_id)), text)
+            return formatting.link(self.url("event_change", UUID(event_id)), text)
         except (AttributeError, TypeError, ValueError):
-            # Written by hand: no event has such an id.
+            # Headers written by hand may hold an id that is not a UUID.
             return text
 
     @admin.display(description=_("payload"))
     def pretty_payload(self, event: Event) -> SafeString:
         """Show the payload, indented."""
-        return display.pretty_json(event.payload)
+        return formatting.pretty_json(event.payload)
 
     @admin.display(description=_("headers"))
     def pretty_headers(self, event: Event) -> SafeString:
         """Show the headers, indented."""
-        return display.pretty_json(event.headers)
+        return formatting.pretty_json(event.headers)
 
-    # ------------------------------------------------------------ operations
+    # ------------------------------------------------------------ actions
 
     def has_cancel_permission(self, request: HttpRequest) -> bool:
-        """Return whether the user may cancel: it discards deliveries, so the permission on these says so."""
-        return self.may(request, "change_delivery")
+        """Return whether the user may cancel; this takes the change permission on deliveries."""
+        return self.has_app_permission(request, "change_delivery")
 
     @admin.action(permissions=["cancel"], description=_("Cancel pending deliveries of events…"))
     def cancel_selected(self, request: HttpRequest, queryset: Any) -> HttpResponse:
-        """Ask for the reason, then discard what the selected events have pending."""
-        return confirm_cancel(
+        """Ask for the reason, then discard the pending deliveries of the selected events."""
+        return cancel_page(
             self, request, request.POST.getlist(ACTION_CHECKBOX_NAME), back=request.get_full_path()
         )
 
@@ -143,10 +144,10 @@ class EventAdmin(OutboxAdmin):
         return [path("<path:object_id>/cancel/", cancel, name="outbox_event_cancel"), *super().get_urls()]
 
     def cancel_view(self, request: HttpRequest, object_id: str) -> HttpResponse:
-        """Ask for the reason, then discard what one event has pending."""
+        """Ask for the reason, then discard the pending deliveries of one event."""
         if not self.has_cancel_permission(request):
             raise PermissionDenied
-        return confirm_cancel(self, request, [unquote(object_id)], back=self.url("event_change", object_id))
+        return cancel_page(self, request, [unquote(object_id)], back=self.url("event_change", object_id))
 
     # ------------------------------------------------------------ the deliveries of one event
 
@@ -165,15 +166,19 @@ class EventAdmin(OutboxAdmin):
         return super().render_change_form(request, {**context, **more}, *args, **kwargs)
 
     def _deliveries(self, event_id: UUID) -> list[dict[str, Any]]:
-        rows = Delivery.objects.filter(event_id=event_id).defer("error").order_by("-pk")[:_MAX_DELIVERIES]
+        rows = (
+            Delivery.objects.filter(event_id=event_id)
+            .defer("error", "message_options")
+            .order_by("-pk")[:_MAX_DELIVERIES]
+        )
         return [
             {
                 "url": self.url("delivery_change", row.pk),
                 "row": row,
-                "handler": display.dotted(row.handler),
-                "badge": display.badge(row.status),
-                "dispatched_at": display.moment(row.dispatched_at),
-                "finished_at": display.moment(row.finished_at),
+                "handler": formatting.dotted(row.handler),
+                "badge": formatting.badge(row.state),
+                "dispatched_at": formatting.timestamp(row.dispatched_at),
+                "finished_at": formatting.timestamp(row.finished_at),
             }
             for row in rows
         ]

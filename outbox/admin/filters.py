@@ -1,4 +1,4 @@
-"""Filters that know whether an index serves them, and never look for choices in the large tables."""
+"""The filters of the lists: each reports whether an index serves it, and its choices cost a bounded query."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from django.db.models import OuterRef, Q, Subquery
 from django.db.models.lookups import Exact
 from django.utils.translation import gettext_lazy as _
 
-from ..lanes import blocks_its_lane
-from ..models import Delivery, Event, HandlerStats
-from ..registry import registry
-from ..uuid7 import uuid7_floor
-from .display import dotted
+from outbox.models import Delivery, Event, HandlerStats
+from outbox.operations.blocked_keys import blocks_its_key
+from outbox.registry import registry
+from outbox.uuid7 import uuid7_floor
+
+from .formatting import dotted
 
 # The topics of the newest events are offered, beside those that handlers subscribe to.
-_RECENT = 1000
-_STATS_SEEN = timedelta(days=1)
+_RECENT_EVENTS = 1000
+_RECENT_STATS = timedelta(days=1)
 
 PERIODS = {
     "hour": (timedelta(hours=1), _("Last hour")),
@@ -28,38 +29,39 @@ PERIODS = {
     "month": (timedelta(days=30), _("Last 30 days")),
 }
 
-# Pending deliveries that wait for something other than time have an index of their own.
-HELD = "held"
+# Pending deliveries that wait for a condition besides their due time.
+WAITING = "waiting"
 
-# Failed deliveries that others wait for.
+# Failed deliveries that block their ordering key.
 BLOCKING = "blocking"
 
-# These have a partial index each, which is read in an order of its own; the next ones need a handler too.
-_INDEXED = (Delivery.Status.PENDING, Delivery.Status.DISPATCHED, Delivery.Status.FAILED, BLOCKING)
-_INDEXED_BY_HANDLER = (HELD, Delivery.Status.FAILED, BLOCKING)
+# Each of these values has a partial index.
+_INDEXED = (Delivery.State.PENDING, Delivery.State.DISPATCHED, Delivery.State.FAILED, BLOCKING)
+# The indexes of these values begin with the handler.
+_INDEXED_BY_HANDLER = (WAITING, Delivery.State.FAILED, BLOCKING)
 
 
 class OutboxFilter(admin.SimpleListFilter):
-    """A filter whose condition is applied by the walk along an index."""
+    """A filter whose condition the index scan of a page applies."""
 
     def condition(self) -> Any:
-        """Return what rows must fulfil; only asked if a value is chosen."""
+        """Return the condition on the rows; called only if a value is chosen."""
         raise NotImplementedError
 
-    def rest(self) -> Any:
-        """Return what of the condition no index ever serves; None if that is nothing."""
+    def unindexed_condition(self) -> Any:
+        """Return a further condition that no index serves, or None."""
         return None
 
     def is_indexed(self, chosen: dict[str, str]) -> bool:
-        """Return whether an index serves the condition beside the other chosen values."""
+        """Return whether an index serves the condition together with the other chosen values."""
         return False
 
     def queryset(self, request: Any, queryset: Any) -> Any:
-        """Apply the condition, for actions on selected rows."""
+        """Apply the conditions, for actions on selected rows."""
         if not self.value():
             return queryset
-        rest = self.rest()
-        return queryset.filter(self.condition(), *([] if rest is None else [rest]))
+        further = self.unindexed_condition()
+        return queryset.filter(self.condition(), *([] if further is None else [further]))
 
     def _with_chosen(self, names: set[str]) -> list[tuple[Any, Any]]:
         chosen = self.value()
@@ -74,23 +76,24 @@ class StateFilter(OutboxFilter):
 
     def lookups(self, request: Any, model_admin: Any) -> Any:
         """Return the states."""
-        pending, dispatched, succeeded, failed, discarded = Delivery.Status.choices
-        held, blocking = (HELD, _("pending, held")), (BLOCKING, _("failed, blocking a lane"))
-        return [pending, held, dispatched, succeeded, failed, blocking, discarded]
+        pending, dispatched, succeeded, failed, discarded = Delivery.State.choices
+        waiting = (WAITING, _("pending, waiting"))
+        blocking = (BLOCKING, _("failed, blocking its key"))
+        return [pending, waiting, dispatched, succeeded, failed, blocking, discarded]
 
     def condition(self) -> Any:
         """Compare the state as the partial indexes do."""
-        if self.value() == HELD:
-            return Q(status=Delivery.Status.PENDING) & ~Q(held="")
-        if self.value() == Delivery.Status.PENDING:
-            return Q(status=Delivery.Status.PENDING, held="")
+        if self.value() == WAITING:
+            return Q(state=Delivery.State.PENDING) & ~Q(waits_for="")
+        if self.value() == Delivery.State.PENDING:
+            return Q(state=Delivery.State.PENDING, waits_for="")
         if self.value() == BLOCKING:
-            return Q(status=Delivery.Status.FAILED)
-        return Q(status=self.value())
+            return Q(state=Delivery.State.FAILED)
+        return Q(state=self.value())
 
-    def rest(self) -> Any:
-        """Look for what waits behind, row by row."""
-        return blocks_its_lane() if self.value() == BLOCKING else None
+    def unindexed_condition(self) -> Any:
+        """Keep the failed deliveries that block their key."""
+        return blocks_its_key() if self.value() == BLOCKING else None
 
     def is_indexed(self, chosen: dict[str, str]) -> bool:
         """Return whether the state has a partial index."""
@@ -105,8 +108,8 @@ class HandlerFilter(OutboxFilter):
     parameter_name = "handler"
 
     def lookups(self, request: Any, model_admin: Any) -> Any:
-        """Return the handlers that this process knows, and those that ran of late."""
-        stats = HandlerStats.objects.within(_STATS_SEEN).order_by().values_list("handler", flat=True)
+        """Return the handlers that are registered in this process, and those with recent statistics."""
+        stats = HandlerStats.objects.within(_RECENT_STATS).order_by().values_list("handler", flat=True)
         return self._with_chosen({*registry.handlers, *stats.distinct()})
 
     def condition(self) -> Any:
@@ -119,17 +122,17 @@ class HandlerFilter(OutboxFilter):
 
 
 class TopicFilter(OutboxFilter):
-    """Events by topic, and deliveries by the topic of their event."""
+    """Events by topic."""
 
     title = _("topic")
     parameter_name = "topic"
 
     def lookups(self, request: Any, model_admin: Any) -> Any:
-        """Return the topics that handlers name, and those of the newest events."""
+        """Return the topics that handlers subscribe to by name, and the topics of the newest events."""
         named = {
             topic for handler in registry.handlers.values() for topic in handler.topics if "*" not in topic
         }
-        recent = Event.objects.order_by("-pk").values_list("topic", flat=True)[:_RECENT]
+        recent = Event.objects.order_by("-pk").values_list("topic", flat=True)[:_RECENT_EVENTS]
         return self._with_chosen(named | set(recent))
 
     def condition(self) -> Any:
@@ -141,7 +144,7 @@ class EventTopicFilter(TopicFilter):
     """Deliveries by the topic of their event."""
 
     def condition(self) -> Any:
-        """Look the topic up by primary key, row by row: a join might read all events."""
+        """Read the topic of each row by primary key; a join might read all events."""
         return Exact(topic_of_event(), self.value())
 
 

@@ -1,16 +1,16 @@
-"""When a receiver runs: conditions for plain receivers (as decorators) and background receivers (as `when=`).
+"""Conditions for plain receivers (as decorators) and background receivers (as decorators or `when=`).
 
     @receiver(post_save, sender=Order)
-    @only_when_field_changed("status")          # below @receiver: the outer one connects what it is given
+    @only_when_field_changed("status")          # below @receiver, which connects the decorated function
     def mail_status(sender, instance, changes, **kwargs): ...
 
-They combine with `&`, `|` and `~`, and are decided in the sender's process, at send time.
+Conditions combine with `&`, `|` and `~`. They are checked in the sender's process, at send time.
 """
 
-from outbox.conditions.base import Condition, split_condition
-from outbox.conditions.common import only_for_models, only_in_environment, signal_condition
-from outbox.conditions.fields import only_when_field_changed
-from outbox.conditions.snapshots import UNKNOWN, Unknown
+from .base import Condition, refuse_condition, split_condition
+from .common import only_for_models, only_in_environment, signal_condition
+from .fields import only_when_field_changed
+from .snapshots import UNKNOWN, Unknown
 
 __all__ = [
     "UNKNOWN",
@@ -19,6 +19,7 @@ __all__ = [
     "only_for_models",
     "only_in_environment",
     "only_when_field_changed",
+    "refuse_condition",
     "signal_condition",
     "split_condition",
 ]

@@ -1,4 +1,4 @@
-"""What all conditions can do: combine, bind to models, and wrap a receiver."""
+"""The base class of conditions: they combine, bind to models and wrap receivers."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ from operator import and_
 from types import MethodType
 from typing import Any, TypeVar, cast
 
+import dramatiq
 from asgiref.sync import iscoroutinefunction
 from django.db.models import Model
+
+from outbox.errors import RegistrationError
 
 # A model, or "app.Model" for one that may not be loaded yet.
 ModelRef = type[Model] | str
 Receiver = TypeVar("Receiver", bound=Callable[..., Any])
 
-# By identity: an attribute would be copied along by every decorator that uses functools.wraps.
+# A mapping instead of an attribute, because functools.wraps would copy an attribute to other wrappers.
 _conditions: weakref.WeakKeyDictionary[Callable[..., Any], Condition] = weakref.WeakKeyDictionary()
 
 
@@ -29,17 +32,17 @@ class Condition:
         raise NotImplementedError
 
     def extra(self, sender: Any, **kwargs: Any) -> dict[str, Any]:
-        """Return arguments that the receiver gets on top, such as `changes`."""
+        """Return additional arguments of the receiver, such as `changes`."""
         return {}
 
     def models(self) -> tuple[ModelRef, ...] | None:
-        """Return the only models that this condition can allow, or None for any."""
+        """Return the models that the condition can allow, or None for any model."""
         return None
 
     def bind(self, sender: Any = None) -> None:
-        """Prepare for the sends of a model, or of all models that the condition can allow.
+        """Start to track a model, or all models that the condition can allow.
 
-        Call it before instances are loaded: old values are kept from then on.
+        Call it before instances are loaded, because old values are kept only from then on.
 
         Raises:
             RegistrationError: if the condition names a field that the model lacks.
@@ -48,7 +51,7 @@ class Condition:
         self.track((sender,) if named else self.models())
 
     def track(self, models: tuple[ModelRef, ...] | None) -> None:
-        """Keep the old values that the condition compares with; None stands for every model that fits."""
+        """Keep the old values that the condition compares; None stands for every suitable model."""
 
     def __and__(self, other: Condition) -> Condition:
         return _All(self, other)
@@ -60,13 +63,23 @@ class Condition:
         return _Not(self)
 
     def __call__(self, receiver: Receiver) -> Receiver:
-        """Return a receiver that runs only when the condition allows."""
+        """Return a receiver that runs only when the condition allows it.
+
+        Raises:
+            RegistrationError: for a background receiver, which has subscribed already.
+        """
+        if isinstance(receiver, dramatiq.Actor):
+            raise RegistrationError(
+                f"a condition stands above the decorator of {receiver.actor_name!r} and would be ignored; "
+                "put it below @receiver, or pass it as when=…"
+            )
         self.bind()
         if not isinstance(receiver, MethodType):
             return cast(Receiver, _conditional(self, receiver))
         function = _conditional(self, receiver.__func__)
-        # A weak connection to a bound method holds neither part; the instance is to hold the wrapper.
-        weakref.finalize(receiver.__self__, _release, function).atexit = False
+        # A weak connection keeps neither the instance nor the wrapper alive. The finalizer ties the wrapper's
+        # lifetime to the instance.
+        weakref.finalize(receiver.__self__, _do_nothing, function).atexit = False
         return cast(Receiver, MethodType(function, receiver.__self__))
 
 
@@ -107,7 +120,7 @@ class _Not(_Combined):
 
 
 def split_condition(receiver: Callable[..., Any]) -> tuple[Callable[..., Any], Condition | None]:
-    """Return a receiver without its condition decorators, and the condition that they make together."""
+    """Return a receiver without its condition decorators, and their conditions combined with `&`."""
     found: list[Condition] = []
     while receiver in _conditions:
         found.append(_conditions[receiver])
@@ -115,8 +128,24 @@ def split_condition(receiver: Callable[..., Any]) -> tuple[Callable[..., Any], C
     return receiver, reduce(and_, found) if found else None
 
 
-def accepted(function: Callable[..., Any]) -> frozenset[str] | None:
-    """Return the names that a function takes as keyword arguments, or None if it takes any."""
+def refuse_condition(name: str, function: Callable[..., Any]) -> None:
+    """Refuse a handler whose function still has a condition: a worker cannot decide it.
+
+    Raises:
+        RegistrationError: with the remedy.
+    """
+    wrapped: Any = function
+    while wrapped is not None:
+        if wrapped in _conditions:
+            raise RegistrationError(
+                f"handler {name!r} has a condition that is not decided when a signal is sent; put it "
+                "directly below @receiver, or pass it as when=…"
+            )
+        wrapped = getattr(wrapped, "__wrapped__", None)
+
+
+def accepted_names(function: Callable[..., Any]) -> frozenset[str] | None:
+    """Return the keyword arguments that a function takes, or None if it takes any name."""
     parameters = inspect.signature(function).parameters.values()
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return None
@@ -124,14 +153,14 @@ def accepted(function: Callable[..., Any]) -> frozenset[str] | None:
 
 
 def _conditional(condition: Condition, receiver: Callable[..., Any]) -> Callable[..., Any]:
-    names = accepted(receiver)
+    names = accepted_names(receiver)
 
     def decide(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any] | None:
-        # Signals give the sender by keyword; whoever calls the receiver directly may not.
-        rest = kwargs if "sender" in kwargs else {"sender": args[-1], **kwargs}
-        if not condition.allows(**rest):
+        # Signals pass the sender by keyword; a direct call may pass it by position.
+        named = kwargs if "sender" in kwargs else {"sender": args[-1], **kwargs}
+        if not condition.allows(**named):
             return None
-        return _merge(kwargs, _only(names, condition.extra(**rest)))
+        return _merge(kwargs, _only(names, condition.extra(**named)))
 
     if iscoroutinefunction(receiver):
 
@@ -155,17 +184,17 @@ def _only(names: frozenset[str] | None, arguments: dict[str, Any]) -> dict[str, 
 
 
 def _merge(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
-    """Unite two sets of arguments, and the changes that both may have found."""
+    """Merge two sets of arguments and their `changes`."""
     merged = {**first, **second}
     if "changes" in first and "changes" in second:
         merged["changes"] = {**first["changes"], **second["changes"]}
     return merged
 
 
-def _release(*held: Any) -> None:
-    """Do nothing: being an argument of this call has kept the objects alive."""
+def _do_nothing(*kept_alive: Any) -> None:
+    """Do nothing: the finalizer has kept its arguments alive until this call."""
 
 
-def sole_names(names: Iterable[str]) -> tuple[str, ...]:
-    """Return names without repetition, in their order."""
+def unique_names(names: Iterable[str]) -> tuple[str, ...]:
+    """Return names in their order, without duplicates."""
     return tuple(dict.fromkeys(names))

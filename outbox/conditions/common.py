@@ -1,4 +1,4 @@
-"""Conditions that look at the send alone."""
+"""Conditions that depend only on the arguments of the send, the model or the environment."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from django.db.models import Model
 
-from outbox.conditions.base import Condition, ModelRef, accepted
 from outbox.errors import RegistrationError
+
+from .base import Condition, ModelRef, accepted_names
+from .lazy import when_loaded
 
 
 class _Predicate(Condition):
     def __init__(self, function: Callable[..., bool]) -> None:
         self.function = function
-        self.names = accepted(function)
+        self.names = accepted_names(function)
 
     def allows(self, sender: Any, **kwargs: Any) -> bool:
         arguments = {"sender": sender, **kwargs}
@@ -28,10 +30,10 @@ class _Predicate(Condition):
 
 
 def signal_condition(function: Callable[..., bool]) -> Condition:
-    """Make a condition of a function of the signal's arguments; it may name just those that it needs.
+    """Make a condition of a function, which takes any subset of the signal's arguments.
 
     Raises:
-        RegistrationError: for an async function, since a condition is decided while the signal is sent.
+        RegistrationError: for an async function, because the condition is checked while the signal is sent.
     """
     if iscoroutinefunction(function):
         raise RegistrationError(
@@ -58,10 +60,10 @@ def only_for_models(*models: ModelRef) -> Condition:
     """Allow sends of these models, their proxies and their subclasses.
 
     Args:
-        models: classes, or `"app.Model"`, which is looked up when first used.
+        models: classes or labels such as `"app.Model"`; a label is resolved at its first use.
 
     Raises:
-        RegistrationError: if none is given, or one is neither a model nor a label.
+        RegistrationError: if no model is given, or an argument is neither a model nor a label.
     """
     if not models:
         raise RegistrationError("only_for_models() names no model; give a model class or 'app.Model'")
@@ -69,7 +71,15 @@ def only_for_models(*models: ModelRef) -> Condition:
         is_label = isinstance(model, str) and model.count(".") == 1
         if not is_label and not (isinstance(model, type) and issubclass(model, Model)):
             raise RegistrationError(f"only_for_models({model!r}): give a model class or 'app.Model'")
+    for label in models:
+        if isinstance(label, str):
+            # Django's check reports a label that no app provides; otherwise the first send would raise.
+            when_loaded(label, _do_nothing, owner=f"only_for_models({label!r})")
     return _ForModels(models)
+
+
+def _do_nothing(model: type[Model]) -> None:
+    pass
 
 
 class _InEnvironment(Condition):
@@ -84,10 +94,10 @@ class _InEnvironment(Condition):
 
 
 def only_in_environment(*names: str) -> Condition:
-    """Allow sends where `settings.ENVIRONMENT`, read at each send, is one of these names.
+    """Allow sends if `settings.ENVIRONMENT`, read at each send, is one of these names.
 
     Raises:
-        RegistrationError: if none is given.
+        RegistrationError: if no name is given.
     """
     if not names:
         raise RegistrationError("only_in_environment() names no environment; give one such as 'production'")

@@ -1,4 +1,4 @@
-"""The condition that compares a field with what the database holds."""
+"""The condition that compares fields with their old values in the database."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import Any
 
 from django.db.models import Model
 
-from outbox.conditions import tracking
-from outbox.conditions.base import Condition, ModelRef, sole_names
 from outbox.errors import RegistrationError
+
+from . import tracking
+from .base import Condition, ModelRef, unique_names
 
 
 class _FieldChanged(Condition):
@@ -24,7 +25,7 @@ class _FieldChanged(Condition):
         return {"changes": self._changes(kwargs)}
 
     def track(self, models: tuple[ModelRef, ...] | None) -> None:
-        # A model that was named was tracked at once.
+        # only_when_field_changed() has already tracked the model of `model=`.
         if self.model is None:
             tracking.track(models, self.names)
 
@@ -38,21 +39,25 @@ class _FieldChanged(Condition):
 def only_when_field_changed(*fields: str, model: ModelRef | None = None) -> Condition:
     """Allow saves that change one of these fields in the database.
 
-    The receiver gets `changes={field: (old, new)}`. The old value is what this instance last saw in the
-    database, without a query. A new instance has changed from None. Where nothing is known of a value (a
-    deferred field that is assigned without being read, a database expression), a save counts as a change and
-    the value is `UNKNOWN`. Loading a fixture (`raw`) changes nothing. Foreign keys give primary keys.
+    The receiver gets `changes={field: (old, new)}`. The old value is the value that this instance last read
+    from or wrote to the database; it costs no query.
 
-    Old values are kept from the moment an instance is loaded, so the models must be known by then: from
-    `model=`, from `only_for_models(…) & …`, or from the `sender` of `outbox.receiver`. As a bare decorator it
-    keeps these fields of every model that has them.
+    - The old value of a new instance is None.
+    - A value is `UNKNOWN` if the field was deferred and only assigned, or if it is a database expression. The
+      save counts as a change.
+    - Loading a fixture (`raw`) changes nothing.
+    - The values of a foreign key are primary keys.
+
+    Old values are kept from the moment an instance is loaded. By then the models must be known, from
+    `model=`, `only_for_models(…) & …`, or the `sender` of `outbox.receiver`. If none is given, the condition
+    tracks every model that has one of the fields.
 
     Raises:
-        RegistrationError: if no field is given, or `model` lacks one.
+        RegistrationError: if no field is given, or if `model` lacks or generates one of them.
     """
     if not fields:
         raise RegistrationError("only_when_field_changed() names no field; give one such as 'status'")
-    names = sole_names(fields)
+    names = unique_names(fields)
     if model is not None:
         tracking.track((model,), names)
     return _FieldChanged(names, model)

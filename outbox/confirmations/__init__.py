@@ -1,7 +1,9 @@
-"""Outcomes on their way back from the workers to the table: buffered, and flushed in bulk."""
+"""Confirmations: outcomes are buffered in the workers, and written to the table in bulk."""
 
-from .buffer import Batch
-from .flushing import Confirmations, confirmations
-from .writing import confirm
+from .buffer import Buffer
+from .captured_outcomes import capture_outcomes
+from .confirmations import Confirmations, confirmations
+from .policy import FlushPolicy
+from .statements import confirm
 
-__all__ = ["Batch", "Confirmations", "confirm", "confirmations"]
+__all__ = ["Buffer", "Confirmations", "FlushPolicy", "capture_outcomes", "confirm", "confirmations"]

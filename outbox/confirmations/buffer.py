@@ -1,50 +1,65 @@
-"""What a process has to tell a database: the latest outcome of each delivery, and counts."""
+"""The buffer of one database: the latest outcome of each delivery, and counts."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ..models import Delivery, Tally
-from ..outcomes import Outcome
+from outbox.events import DeliveryRef
+from outbox.models import Delivery, Tally
 
-logger = logging.getLogger(__name__)
+from .outcome import Outcome
 
-# Outcomes held while the database is away. Beyond it the oldest are given up: their deliveries count as
-# unconfirmed, and are sent again.
-MAX_BUFFERED = 200_000
-
-_Status = Delivery.Status
-_OPEN = (str(_Status.PENDING), str(_Status.DISPATCHED))
-_STATES_BEFORE = {
-    str(_Status.DISPATCHED): (str(_Status.DISPATCHED),),
-    str(_Status.SUCCEEDED): (*_OPEN, str(_Status.FAILED)),
-}
+_State = Delivery.State
+_UNFINISHED = (str(_State.PENDING), str(_State.DISPATCHED))
+_REPLACED_BY_SUCCESS = (*_UNFINISHED, str(_State.FAILED))
+_SUCCEEDED = str(_State.SUCCEEDED)
 
 
 @dataclass(slots=True)
-class Batch:
-    """What one database is to be told."""
+class Buffer:
+    """The outcomes and counts that are not yet written to one database.
 
-    outcomes: dict[int, Outcome] = field(default_factory=dict)
+    Args:
+        outcomes: the latest outcome of each delivery.
+        tallies: the counts of each handler, by its name.
+        ordering_keys: the handler and key of each ordering key to unblock.
+
+    Attributes:
+        text_bytes: the size of the errors and message options of the outcomes.
+    """
+
+    outcomes: dict[DeliveryRef, Outcome] = field(default_factory=dict)
     tallies: dict[str, Tally] = field(default_factory=dict)
-    lanes: set[tuple[str, str]] = field(default_factory=set)
+    ordering_keys: set[tuple[str, str]] = field(default_factory=set)
+    text_bytes: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.text_bytes = sum([one.text_bytes for one in self.outcomes.values() if one.has_text])
+
+    @classmethod
+    def from_outcomes(cls, outcomes: Sequence[Outcome]) -> Buffer:
+        """Return a buffer of outcomes and of their ordering keys, without counts."""
+        return cls(
+            {outcome.delivery: outcome for outcome in outcomes},
+            ordering_keys={
+                (outcome.handler, outcome.ordering_key) for outcome in outcomes if outcome.ordering_key
+            },
+        )
 
     def __bool__(self) -> bool:
-        return bool(self.outcomes or self.tallies or self.lanes)
+        return bool(self.outcomes or self.tallies or self.ordering_keys)
 
-    def keep(self, outcome: Outcome) -> None:
-        """Keep the latest outcome of a delivery; as in the table, what has ended gives way to success alone.
-
-        A retry may fail for good before the thread that asked for it comes to say so.
-        """
-        earlier = self.outcomes.get(outcome.delivery_id)
-        if earlier is None or earlier.status in states_before(outcome):
-            self.outcomes[outcome.delivery_id] = outcome
-        if len(self.outcomes) > MAX_BUFFERED:
-            del self.outcomes[next(iter(self.outcomes))]
-            logger.error("the buffer of outcomes is full; the oldest delivery will be sent again")
+    def add(self, outcome: Outcome) -> None:
+        """Add an outcome; as in the table, only success replaces a final outcome."""
+        earlier = self.outcomes.get(outcome.delivery)
+        if earlier is not None:
+            if earlier.state not in replaceable_states(outcome):
+                return
+            self.text_bytes -= earlier.text_bytes
+        self.outcomes[outcome.delivery] = outcome
+        if outcome.has_text:
+            self.text_bytes += outcome.text_bytes
 
     def tally(self, handler: str) -> Tally:
         """Return the tally of a handler."""
@@ -53,36 +68,24 @@ class Batch:
             tally = self.tallies[handler] = Tally()
         return tally
 
-    @classmethod
-    def of(cls, outcomes: Sequence[Outcome]) -> Batch:
-        """Return the outcomes as a batch that counts nothing."""
-        return cls(
-            {outcome.delivery_id: outcome for outcome in outcomes},
-            lanes={(outcome.handler, outcome.lane) for outcome in outcomes if outcome.lane},
-        )
-
-    def split(self, size: int) -> list[Batch]:
-        """Return pieces of at most `size` outcomes; the lanes are with the last, as they go on after all."""
+    def split(self, size: int) -> list[Buffer]:
+        """Return parts of at most `size` outcomes; the last has the keys, which are unblocked in the end."""
         outcomes = list(self.outcomes.items())
-        pieces = [Batch(dict(outcomes[start : start + size])) for start in range(0, len(outcomes), size)]
-        pieces = pieces or [Batch()]
-        pieces[0].tallies, pieces[-1].lanes = self.tallies, self.lanes
-        return pieces
+        parts = [Buffer(dict(outcomes[start : start + size])) for start in range(0, len(outcomes), size)]
+        parts = parts or [Buffer()]
+        parts[0].tallies, parts[-1].ordering_keys = self.tallies, self.ordering_keys
+        return parts
 
-    def put_back(self, older: Batch) -> None:
-        """Take back what could not be written."""
-        newer, self.outcomes = self.outcomes, older.outcomes
+    def merge_older(self, older: Buffer) -> None:
+        """Merge the content of a buffer that could not be written, as if it had been added first."""
+        newer, self.outcomes, self.text_bytes = self.outcomes, older.outcomes, older.text_bytes
         for outcome in newer.values():
-            self.keep(outcome)
+            self.add(outcome)
         for handler, tally in older.tallies.items():
             self.tally(handler).add(tally)
-        self.lanes |= older.lanes
+        self.ordering_keys |= older.ordering_keys
 
 
-def states_before(outcome: Outcome) -> tuple[str, ...]:
-    """Return the states that an outcome may end.
-
-    Success is true whatever the row says meanwhile. A retry only puts off what is dispatched: Dramatiq
-    enqueues it before the outbox may report it, so that what it has come to may be known already.
-    """
-    return _STATES_BEFORE.get(outcome.status, _OPEN)
+def replaceable_states(outcome: Outcome) -> tuple[str, ...]:
+    """Return the states that an outcome may replace: for success all but another success or a discard."""
+    return _REPLACED_BY_SUCCESS if outcome.state == _SUCCEEDED else _UNFINISHED

@@ -9,42 +9,51 @@ from django.db.models import Q
 from django.db.models.functions import Now
 from django.utils.translation import gettext_lazy as _
 
-from .event import MAX_KEY_LENGTH, Event
-from .states import UNSETTLED, DeliveryStatus, Held
-from .verbs import DeliveryQuerySet
+from outbox.events import MAX_KEY_LENGTH, DeliveryRef
+
+from .delivery_verbs import DeliveryQuerySet
+from .event import Event
+from .states import UNSETTLED, DeliveryState, WaitsFor
 
 
 class Delivery(models.Model):
-    """One event on its way to one handler."""
+    """One event addressed to one handler."""
 
-    Status = DeliveryStatus
-    Held = Held
+    State = DeliveryState
+    WaitsFor = WaitsFor
     UNSETTLED: ClassVar = UNSETTLED
 
     id = models.BigAutoField(_("id"), primary_key=True)
-    # One statement writes both rows and pruning removes both, so a constraint in the database would only
-    # repeat what holds already; measured, it costs each publish about 15 µs of server time.
+    # One statement writes both rows and pruning deletes both, so they are consistent without a constraint
+    # in the database. A constraint would cost each publish about 15 µs of server time (measured).
     event = models.ForeignKey(
         Event, models.CASCADE, verbose_name=_("event"), related_name="deliveries", db_constraint=False
     )
+    # An update that stays on its page logs only the bytes between its first and its last changed column. So
+    # columns that a dispatch and an outcome leave alone come first, and those that both change come last.
+    available_at = models.DateTimeField(_("available at"), db_default=Now())
     handler = models.CharField(_("handler"), max_length=255)
     queue = models.CharField(_("queue"), max_length=255)
-    key = models.CharField(_("lane key"), max_length=MAX_KEY_LENGTH, blank=True, db_default="")
-    status = models.CharField(
-        _("status"), max_length=10, choices=Status.choices, db_default=Status.PENDING.value
+    key = models.CharField(_("ordering key"), max_length=MAX_KEY_LENGTH, blank=True, db_default="")
+    # A waiting delivery is in no index that the claim scans.
+    waits_for = models.CharField(
+        _("waits for"), max_length=6, blank=True, choices=WaitsFor.choices, db_default=""
     )
-    attempts = models.PositiveSmallIntegerField(_("attempts"), db_default=0)
+    error = models.TextField(_("error"), blank=True, db_default="")
+    # Dramatiq's `Retries` leaves its state in the options of a message, which the next message carries.
+    message_options = models.JSONField(_("message options"), null=True, blank=True)
+    # The due time before the relay put the delivery off; null if `available_at` is the due time.
+    due_since = models.DateTimeField(_("due since"), null=True, blank=True)
     redeliveries = models.PositiveSmallIntegerField(_("redeliveries"), db_default=0)
+    resends = models.PositiveSmallIntegerField(_("resends"), db_default=0)
     refusals = models.PositiveSmallIntegerField(_("refusals"), db_default=0)
     crashes = models.PositiveSmallIntegerField(_("crashes"), db_default=0)
-    # Held rows are in no index that the claim walks.
-    held = models.CharField(_("held"), max_length=5, blank=True, choices=Held.choices, db_default="")
-    available_at = models.DateTimeField(_("available at"), db_default=Now())
     expires_at = models.DateTimeField(_("expires at"), null=True, blank=True)
+    attempts = models.PositiveSmallIntegerField(_("attempts"), db_default=0)
     dispatched_at = models.DateTimeField(_("dispatched at"), null=True, blank=True)
+    state = models.CharField(_("state"), max_length=10, choices=State.choices, db_default=State.PENDING.value)
     confirm_by = models.DateTimeField(_("confirm by"), null=True, blank=True)
     finished_at = models.DateTimeField(_("finished at"), null=True, blank=True)
-    error = models.TextField(_("error"), blank=True, db_default="")
 
     objects: ClassVar[Any] = DeliveryQuerySet.as_manager()
 
@@ -53,65 +62,81 @@ class Delivery(models.Model):
 
         verbose_name = _("delivery")
         verbose_name_plural = _("deliveries")
-        # Partial, so that their cost follows the backlog and not the history.
+        # Partial indexes, so that their cost follows the backlog and not the history.
         indexes: ClassVar = [
             models.Index(
                 fields=["available_at", "id"],
                 name="outbox_delivery_due",
-                condition=Q(status="pending", held=""),
+                condition=Q(state="pending", waits_for=""),
             ),
-            # Few of what is due are lanes' first ones: they are found without a walk past the others.
+            # Finds ordered deliveries without a scan of the due deliveries that have no ordering key.
             models.Index(
                 fields=["available_at", "id"],
-                name="outbox_delivery_due_lanes",
-                condition=Q(status="pending", held="") & ~Q(key=""),
+                name="outbox_delivery_due_ordered",
+                condition=Q(state="pending", waits_for="") & ~Q(key=""),
             ),
             models.Index(
                 fields=["handler", "available_at", "id"],
                 name="outbox_delivery_batch",
-                condition=Q(status="pending", held="batch"),
+                condition=Q(state="pending", waits_for="batch"),
             ),
             models.Index(
                 fields=["handler", "id"],
-                name="outbox_delivery_held",
-                condition=Q(status="pending") & ~Q(held=""),
+                name="outbox_delivery_waiting",
+                condition=Q(state="pending") & ~Q(waits_for=""),
             ),
             models.Index(
-                fields=["confirm_by"], name="outbox_delivery_unconfirmed", condition=Q(status="dispatched")
+                fields=["handler", "due_since"],
+                name="outbox_delivery_put_off",
+                condition=Q(state="pending", waits_for="", due_since__isnull=False),
+            ),
+            models.Index(
+                fields=["confirm_by"], name="outbox_delivery_unconfirmed", condition=Q(state="dispatched")
             ),
             models.Index(
                 fields=["handler", "key", "id"],
-                name="outbox_delivery_lane",
-                condition=Q(status__in=["pending", "dispatched", "failed"]) & ~Q(key=""),
+                name="outbox_delivery_key",
+                condition=Q(state__in=["pending", "dispatched", "failed"]) & ~Q(key=""),
             ),
-            # A lane is released once none of it is dispatched; it may be too long to be read for that.
+            # Shows whether a delivery of a key is dispatched, without a scan of all deliveries of the key.
             models.Index(
                 fields=["handler", "key"],
-                name="outbox_delivery_lane_sent",
-                condition=Q(status="dispatched") & ~Q(key=""),
+                name="outbox_delivery_key_sent",
+                condition=Q(state="dispatched") & ~Q(key=""),
             ),
             models.Index(
-                fields=["handler", "id"], name="outbox_delivery_failed", condition=Q(status="failed")
+                fields=["handler", "id"], name="outbox_delivery_failed", condition=Q(state="failed")
+            ),
+            # Finds failed deliveries that may block a key without a scan of those that have no key.
+            models.Index(
+                fields=["handler", "id"],
+                name="outbox_delivery_failed_keys",
+                condition=Q(state="failed") & ~Q(key=""),
             ),
             models.Index(
                 fields=["id"],
                 name="outbox_delivery_crashed",
-                condition=Q(status__in=["pending", "dispatched", "failed"], crashes__gt=0),
+                condition=Q(state__in=["pending", "dispatched", "failed"], crashes__gt=0),
             ),
         ]
-        # A state that is mistyped by hand would be in none of these indexes: a row that nobody ever finds.
+        # No relay would ever find a row whose state was mistyped by hand: it would be in none of the indexes.
         constraints: ClassVar = [
             models.CheckConstraint(
-                name="outbox_delivery_status",
-                condition=Q(status__in=["pending", "dispatched", "succeeded", "failed", "discarded"]),
+                name="outbox_delivery_state",
+                condition=Q(state__in=["pending", "dispatched", "succeeded", "failed", "discarded"]),
             )
         ]
 
     def __str__(self) -> str:
         return f"{self.handler} #{self.pk}"
 
+    @property
+    def ref(self) -> DeliveryRef:
+        """The identity of the delivery."""
+        return DeliveryRef(self.pk, str(self.event_id))
+
     def may_run(self, *, max_crashes: int) -> bool:
-        """Return whether a copy of its message that comes late should run."""
-        if self.status == Delivery.Status.FAILED:
+        """Return whether a late or duplicate message of the delivery should run."""
+        if self.state == Delivery.State.FAILED:
             return not 0 < max_crashes <= self.crashes
-        return self.status not in (Delivery.Status.SUCCEEDED, Delivery.Status.DISCARDED)
+        return self.state not in (Delivery.State.SUCCEEDED, Delivery.State.DISCARDED)

@@ -1,4 +1,4 @@
-"""The states of a delivery, and what a pending one may wait for."""
+"""The states of a delivery, and the reasons for which a pending delivery waits."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from django.db import models
 from django.utils.translation import gettext_lazy as _
 
 
-class DeliveryStatus(models.TextChoices):
+class DeliveryState(models.TextChoices):
     """The states of a delivery; the last three are final unless an operator retries a failed one."""
 
     PENDING = "pending", _("pending")
@@ -16,13 +16,13 @@ class DeliveryStatus(models.TextChoices):
     DISCARDED = "discarded", _("discarded")
 
 
-class Held(models.TextChoices):
-    """What a pending delivery waits for, other than time."""
+class WaitsFor(models.TextChoices):
+    """The condition that a pending delivery waits for, besides its due time."""
 
     BATCH = "batch", _("for its batch")
-    LANE = "lane", _("for the one before it in its lane")
-    PAUSE = "pause", _("for its handler to be resumed")
+    KEY = "key", _("for an earlier delivery with its ordering key")
+    RESUME = "resume", _("for its handler to be resumed")
 
 
-# What may still become of a delivery something else than it is.
-UNSETTLED = (DeliveryStatus.PENDING, DeliveryStatus.DISPATCHED, DeliveryStatus.FAILED)
+# The states from which a delivery can still change.
+UNSETTLED = (DeliveryState.PENDING, DeliveryState.DISPATCHED, DeliveryState.FAILED)

@@ -1,4 +1,4 @@
-"""Name a class so that another process can find it, and find it without running anything but an import."""
+"""Names of classes that other processes can look up; a lookup runs no code except imports."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 
 
 def path_of(cls: type) -> str:
-    """Return `module:qualname`.
+    """Return the name of a class, as `module:qualname`.
 
     Raises:
-        LookupError: if another process would not find this class there.
+        LookupError: if another process would not find the class under this name.
     """
     module = sys.modules.get(cls.__module__)
     if cls.__module__ == "__main__" or module is None or _walk(module, cls.__qualname__) is not cls:
@@ -38,7 +38,7 @@ def find(path: str, required: type = object) -> type:
 def _module(name: str) -> ModuleType:
     module = sys.modules.get(name)
     if module is None:
-        # A name out of the table must not pull in a package that this project doesn't use.
+        # A name in the table must not import a package that the project does not use.
         if name.partition(".")[0] not in sys.modules:
             raise LookupError(f"module {name!r} belongs to no imported package; import it from a handlers.py")
         try:

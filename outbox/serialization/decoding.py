@@ -1,4 +1,4 @@
-"""Typed JSON → Python values."""
+"""The decoding of typed JSON to Python values."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from django.apps import apps
 from django.core.exceptions import ValidationError
 
 from outbox.errors import InstanceMissing, InvalidPayload, OutboxError
-from outbox.serialization import classes, instances
-from outbox.serialization.encoding import TAG
+
+from . import classes, instances
+from .encoding import TAG
 
 Missing = Literal["discard", "fail", "pass"]
 
@@ -25,13 +26,13 @@ _UNDECODABLE = (LookupError, TypeError, ValueError, ArithmeticError, AttributeEr
 
 
 def decode_arguments(data: Mapping[str, Any], *, missing: Missing = "discard") -> dict[str, Any]:
-    """Return what `encode_arguments()` was given, with the instances fetched: one query for each model.
+    """Return the arguments that `encode_arguments()` encoded; fetch their instances with one query per model.
 
     Args:
-        missing: `"pass"` puts None in the place of an instance that is gone.
+        missing: `"pass"` replaces an instance that no longer exists by None.
 
     Raises:
-        InstanceMissing: if an instance is gone, unless `missing` is `"pass"`; what follows is the caller's.
+        InstanceMissing: if an instance no longer exists, unless `missing` is `"pass"`.
         InvalidPayload: for data that this process cannot decode, such as a class that was renamed since.
     """
     result = decode_many([data], missing=missing)[0]
@@ -43,10 +44,12 @@ def decode_arguments(data: Mapping[str, Any], *, missing: Missing = "discard") -
 def decode_many(
     items: Sequence[Mapping[str, Any]], *, missing: Missing = "discard"
 ) -> list[dict[str, Any] | OutboxError]:
-    """Decode many sets of arguments, fetching the instances of all at once.
+    """Decode many sets of arguments, and fetch the instances of all sets together.
 
-    Return, in the order of `items`, the arguments or the error that `decode_arguments()` would raise.
     Items that refer to the same row share one instance.
+
+    Returns:
+        In the order of `items`, the arguments or the error that `decode_arguments()` would raise.
     """
     references = _References()
     for item in items:
@@ -56,7 +59,7 @@ def decode_many(
 
 
 def decode_value(data: Any, *, path: str = "value", missing: Missing = "discard") -> Any:
-    """Return what `encode_value()` was given.
+    """Return the value that `encode_value()` encoded.
 
     Raises:
         InstanceMissing: as `decode_arguments()` does.
@@ -66,7 +69,7 @@ def decode_value(data: Any, *, path: str = "value", missing: Missing = "discard"
 
 
 class _References:
-    """Collect what must be fetched; what cannot be understood is left for the decoder to report."""
+    """The references to instances; malformed references are left to the decoder, which reports them."""
 
     def __init__(self) -> None:
         self.found: set[instances.Reference] = set()
@@ -96,7 +99,7 @@ class _Decoder:
         self.missing = missing
 
     def arguments(self, data: Mapping[str, Any]) -> dict[str, Any] | OutboxError:
-        """Return the arguments, or the error that stands in the way."""
+        """Return the arguments, or the first error."""
         arguments = {}
         for name, value in data.items():
             try:
@@ -114,7 +117,7 @@ class _Decoder:
             return data
         if TAG in data:
             if data[TAG] not in _BY_TAG:
-                raise LookupError(f"{data[TAG]!r} is no kind of value known here")
+                raise LookupError(f"{data[TAG]!r} is an unknown kind of value")
             return _BY_TAG[data[TAG]](self, data)
         return {key: self.decode(value) for key, value in data.items()}
 
@@ -127,7 +130,7 @@ class _Decoder:
             return plain
         zone = ZoneInfo(data["zone"])
         local = plain.replace(tzinfo=zone)
-        # If the rules of the zone have changed since, the instant stands and the local time moves.
+        # If the rules of the zone have changed since, the instant is kept and the local time changes.
         return local if local.utcoffset() == moment.utcoffset() else moment.astimezone(zone)
 
     def model(self, data: Mapping[str, Any]) -> Any:
@@ -165,7 +168,7 @@ class _Decoder:
         if not dataclasses.is_dataclass(cls):
             raise TypeError(f"{data['path']!r} is not a dataclass")
         stored = self.decode(data["v"])
-        # Neither __init__ nor __post_init__ runs, so the object is as it was, frozen or not.
+        # Neither __init__ nor __post_init__ runs, so the object has the fields that it had, frozen or not.
         instance: Any = object.__new__(cast(type, cls))
         for field in dataclasses.fields(cls):
             object.__setattr__(instance, field.name, _field_value(field, stored))

@@ -1,4 +1,4 @@
-"""Python values → typed JSON."""
+"""The encoding of Python values to typed JSON."""
 
 from __future__ import annotations
 
@@ -20,23 +20,24 @@ from django.db.models import Model
 from django.utils.functional import LazyObject, Promise, empty
 
 from outbox.errors import UnserializableArgument
-from outbox.serialization import classes, instances
-from outbox.serialization.json import text_fault
-from outbox.serialization.refusals import Refused, remedy
+
+from . import classes, instances
+from .json import text_fault
+from .refusals import Refused, remedy
 
 TAG = "$"
-# Every level here is at most three in JSON, whose own limit must not strike first.
+# One level of Python values has at most three levels in JSON, whose own limit must not be reached first.
 MAX_DEPTH = 50
 
 
 def encode_arguments(arguments: Mapping[str, Any], *, signal: str, snapshot: bool = False) -> dict[str, Any]:
-    """Return the arguments of a signal as JSON-able data; see `decode_arguments()`.
+    """Return the arguments of a signal as data for JSON; `decode_arguments()` decodes them.
 
     Args:
-        snapshot: whether saved instances travel with their field values too, instead of by reference.
+        snapshot: whether saved instances are encoded with their field values, instead of as references.
 
     Raises:
-        UnserializableArgument: naming the signal, the argument, the type and the remedy.
+        UnserializableArgument: with the signal, the argument, the type and the remedy.
     """
     return {
         name: encode_value(value, signal=signal, path=name, snapshot=snapshot)
@@ -45,7 +46,7 @@ def encode_arguments(arguments: Mapping[str, Any], *, signal: str, snapshot: boo
 
 
 def encode_value(value: Any, *, signal: str, path: str, snapshot: bool = False) -> Any:
-    """Return one value as JSON-able data.
+    """Return one value as data for JSON.
 
     Raises:
         UnserializableArgument: as `encode_arguments()` does.
@@ -70,7 +71,12 @@ class _Encoder:
         return (_BY_TYPE.get(type(value)) or _by_kind(value))(self, value)
 
     def step(self, step: str, value: Any) -> Any:
-        """Encode what a container holds at `step`."""
+        """Encode an item of a container.
+
+        Args:
+            step: the item's part of the path, such as `[3]`.
+            value: the item.
+        """
         self.depth += 1
         try:
             if self.depth > MAX_DEPTH:
@@ -120,7 +126,7 @@ class _Encoder:
         return tagged(kind, value.isoformat(), **extra)
 
     def enum(self, value: Enum) -> Any:
-        # A combination of flags has no name of its own.
+        # A combination of flags has no name.
         if isinstance(value, Flag):
             return tagged("flag", value.value, path=class_path(type(value)))
         return tagged("enum", value.name, path=class_path(type(value)))
@@ -153,7 +159,7 @@ class _Encoder:
         return {TAG: "model", **instances.reference(value, self.encode)}
 
     def field(self, field: Any, value: Any, instance: Model) -> Any:
-        """Encode a field's value, by the field's own serialization if the value is of no type known here."""
+        """Encode the value of a field, with the field's serialization if the type of the value is unknown."""
         try:
             if hasattr(value, "resolve_expression"):
                 raise Refused("it holds a database expression; call refresh_from_db() before sending")
@@ -166,7 +172,7 @@ class _Encoder:
 
 
 def _field_text(field: Any, value: Any, instance: Model) -> str | None:
-    """Return the text that Django's own serializers write, if the field reads the same value from it."""
+    """Return the text that Django's serializers write, if the field reads an equal value from the text."""
     try:
         text = field.value_to_string(instance)
         same = isinstance(text, str) and text_fault(text) is None and field.to_python(text) == value
@@ -176,12 +182,12 @@ def _field_text(field: Any, value: Any, instance: Model) -> str | None:
 
 
 def tagged(kind: str, value: Any, **extra: Any) -> dict[str, Any]:
-    """Return the JSON object that stands for a value of this kind."""
+    """Return the JSON object for a value of this kind."""
     return {TAG: kind, "v": value, **extra}
 
 
 def class_path(cls: type) -> str:
-    """Return where another process finds `cls`, or refuse it."""
+    """Return the name under which another process finds a class, or refuse the class."""
     try:
         return classes.path_of(cls)
     except LookupError as error:
@@ -210,7 +216,7 @@ _BY_TYPE: dict[type, _Encode] = {
     bytes: lambda self, value: tagged("bytes", b64encode(value).decode("ascii")),
 }
 
-# For subclasses, in this order: the first that fits. A subclass comes back as the plain type it derives from.
+# For subclasses: the first base class that fits. They are decoded as instances of the base class.
 _BY_KIND: tuple[tuple[type, _Encode], ...] = (
     (LazyObject, _Encoder.lazy),
     (Promise, lambda self, value: self.text(str(value))),
@@ -227,11 +233,11 @@ _BY_KIND: tuple[tuple[type, _Encode], ...] = (
 def _by_kind(value: Any) -> _Encode:
     if isinstance(value, tuple) and hasattr(type(value), "_fields"):
         return _Encoder.namedtuple
-    # `type(value)` and not isinstance(), since a lazy object pretends to be of the class of what it wraps.
+    # type(value) instead of isinstance(), since a lazy object claims to have the class of its wrapped object.
     if dataclasses.is_dataclass(type(value)) and not isinstance(value, Enum):
         return _Encoder.dataclass
     return next((encode for kind, encode in _BY_KIND if issubclass(type(value), kind)), _refuse)
 
 
 def _refuse(encoder: _Encoder, value: Any) -> Any:
-    raise Refused(f"{type(value).__name__} cannot travel to a worker; {remedy(value)}")
+    raise Refused(f"{type(value).__name__} cannot be sent to a worker; {remedy(value)}")

@@ -1,4 +1,4 @@
-"""Model instances: by reference, fetched again many at once, or as a snapshot of their fields."""
+"""Model instances: as references that are fetched together, or as snapshots of their fields."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Fetched = dict[Reference, Model]
 
 
 def reference(instance: Model, encode: Callable[[Any], Any]) -> dict[str, Any]:
-    """Return where an instance can be fetched from."""
+    """Return the model, primary key and database of an instance."""
     return {
         "model": instance._meta.label,
         "pk": encode(_clean_pk(type(instance), instance.pk)),
@@ -26,7 +26,7 @@ def reference(instance: Model, encode: Callable[[Any], Any]) -> dict[str, Any]:
 
 
 def snapshot(instance: Model, encode: Callable[[Any, Any, Model], Any]) -> dict[str, Any]:
-    """Return an instance as it is, with the fields of its parents and without its deferred fields."""
+    """Return the current field values of an instance, with its parents' and without its deferred fields."""
     values = vars(instance)
     fields = [field for field in instance._meta.concrete_fields if field.attname in values]
     return {
@@ -38,7 +38,7 @@ def snapshot(instance: Model, encode: Callable[[Any, Any, Model], Any]) -> dict[
 
 
 def restore(data: Mapping[str, Any], decode: Callable[[Any, Any], Any]) -> Model:
-    """Return the instance of a snapshot. Fields that the model no longer has are left out."""
+    """Return the instance of a snapshot, without fields that the model no longer has."""
     model = _model(data["model"])
     stored = data["fields"]
     fields = [field for field in model._meta.concrete_fields if field.attname in stored]
@@ -49,10 +49,10 @@ def restore(data: Mapping[str, Any], decode: Callable[[Any, Any], Any]) -> Model
 
 
 def reference_of(data: Mapping[str, Any], decode: Callable[[Any], Any]) -> Reference:
-    """Return the key under which `fetch()` answers.
+    """Return the key of the instance in the result of `fetch()`.
 
     Raises:
-        LookupError: for a model or a database that this process doesn't have.
+        LookupError: for a model or a database that this process does not have.
     """
     if data["database"] not in connections:
         raise LookupError(f"database {data['database']!r} is not configured here")
@@ -61,7 +61,7 @@ def reference_of(data: Mapping[str, Any], decode: Callable[[Any], Any]) -> Refer
 
 
 def fetch(references: Iterable[Reference]) -> Fetched:
-    """Fetch all instances, with one query for each model and database; those that are gone are left out."""
+    """Fetch all instances that exist, with one query for each model and database."""
     groups: defaultdict[tuple[type[Model], str], set[Any]] = defaultdict(set)
     for model, database, pk in references:
         groups[model, database].add(pk)
@@ -77,7 +77,7 @@ def _model(label: str) -> type[Model]:
 
 
 def _clean_pk(model: type[Model], pk: Any) -> Any:
-    # `Order(pk="7")` is legal, but the fetched one answers to 7.
+    # `Order(pk="7")` is legal, but the fetched instance has the key 7.
     fields = model._meta.pk_fields
     try:
         if len(fields) == 1:
@@ -88,5 +88,5 @@ def _clean_pk(model: type[Model], pk: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    # The field wraps the name again when it is read.
+    # The field wraps the name again when the snapshot is restored.
     return value.name if isinstance(value, FieldFile) else value

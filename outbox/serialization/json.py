@@ -1,4 +1,4 @@
-"""Strict JSON text: what comes out of the table is what went in, or is refused with the path to the fault."""
+"""Strict JSON text: a value is stored without loss, or refused with the path to its fault."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from django.utils.functional import Promise
 
 from outbox.errors import InvalidPayload
 
-# One limit of our own, since Python's depends on its version and on how deep the caller already is.
+# A fixed limit, since Python's own depends on its version and on the depth of the caller.
 MAX_DEPTH = 200
 _MAX_PATH = 200
 _CONTAINERS = (dict, list, tuple)
@@ -38,16 +38,16 @@ _REMEDIES: tuple[tuple[type | tuple[type, ...], str], ...] = (
 
 
 def dump_json(value: Any, *, path: str = "payload") -> str:
-    """Return `value` as JSON text that PostgreSQL's jsonb takes too. Tuples become arrays.
+    """Return `value` as JSON text that PostgreSQL's jsonb accepts. Tuples become arrays.
 
     Raises:
-        InvalidPayload: for anything that JSON cannot carry, naming its path.
+        InvalidPayload: with the path of a value that JSON cannot represent.
     """
     try:
         text = _encode(value)
         if isinstance(value, _CONTAINERS):
             _check_keys(value, 1)
-        # A NUL is always escaped; an escaped backslash before "u0000" is a false alarm that the walk clears.
+        # A NUL is always escaped. An escaped backslash before "u0000" is a false alarm: it passes the check.
         if r"\u0000" in text:
             _check(value, path)
         if not text.isascii():
@@ -69,14 +69,14 @@ def text_fault(text: str) -> str | None:
 
 
 def _check_keys(value: Any, depth: int) -> None:
-    # json.dumps turns the key 1 into "1" in silence. str.join refuses anything but strings at the speed of C.
+    # json.dumps turns the key 1 into "1" silently. str.join refuses all other types at the speed of C.
     if depth > MAX_DEPTH:
         raise RecursionError
     if isinstance(value, dict):
         "".join(value)
         value = value.values()
     for item in value:
-        # Most are plain, which is told in half the time.
+        # Most items are plain, and a look-up of the type takes half the time of isinstance().
         if type(item) not in _PLAIN and isinstance(item, _CONTAINERS):
             _check_keys(item, depth + 1)
 

@@ -1,4 +1,4 @@
-"""Why a value cannot travel, and what to pass instead."""
+"""Values that cannot be encoded, and their replacements."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _CONVERT = (
 
 _REMEDIES: tuple[tuple[type | tuple[type, ...], str], ...] = (
     (QuerySet, "pass list(queryset), or the list of its primary keys"),
-    (HttpRequest, "pass what the receiver needs of the request, such as request.path or request.user"),
+    (HttpRequest, "pass the values that the receiver needs, such as request.path or request.user"),
     (File, "pass its name or its bytes"),
     ((bytearray, memoryview), "pass bytes(value)"),
     (dict, "pass dict(value)"),
@@ -24,7 +24,7 @@ _REMEDIES: tuple[tuple[type | tuple[type, ...], str], ...] = (
 
 
 class Refused(Exception):
-    """Raised for a value that cannot travel; containers add their steps of the path on its way out."""
+    """Raised for a value that cannot be encoded; each container adds its step of the path."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -33,7 +33,7 @@ class Refused(Exception):
 
 
 def remedy(value: Any) -> str:
-    """Return what to pass instead of `value`."""
+    """Return the advice for the caller, such as `pass list(value)`."""
     found = next((remedy for types, remedy in _REMEDIES if isinstance(value, types)), None)
     if found is None and isinstance(value, Iterable) and not callable(value):
         return "pass list(value)"

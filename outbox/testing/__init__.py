@@ -1,6 +1,6 @@
-"""What a project's tests need: look at published events, deliver them inline, make handlers fail.
+"""The testing kit: look at published events, deliver them inline, and make handlers fail.
 
-The names are imported when they are first used, since pytest loads the plugin before Django is set up.
+Each name is imported when it is first used, because pytest loads the plugin before Django is set up.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from .capture import captured_events as captured_events
     from .cases import OutboxTestCaseMixin as OutboxTestCaseMixin
     from .cases import OutboxTestRunner as OutboxTestRunner
+    from .counts import deferred_counts as deferred_counts
     from .counts import flush_counts as flush_counts
-    from .counts import held_counts as held_counts
     from .delivery import Delivered as Delivered
     from .delivery import TooManyDeliveries as TooManyDeliveries
     from .delivery import deliver as deliver
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .faults import InjectedFailure as InjectedFailure
     from .faults import fail_handler as fail_handler
 
-_HOMES = {
+_MODULES = {
     "CapturedEvents": "capture",
     "Delivered": "delivery",
     "Injected": "faults",
@@ -38,7 +38,7 @@ _HOMES = {
     "deliver": "delivery",
     "fail_handler": "faults",
     "flush_counts": "counts",
-    "held_counts": "counts",
+    "deferred_counts": "counts",
 }
 
 __all__ = [
@@ -52,18 +52,18 @@ __all__ = [
     "assert_not_published",
     "assert_published",
     "captured_events",
+    "deferred_counts",
     "deliver",
     "fail_handler",
     "flush_counts",
-    "held_counts",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    home = _HOMES.get(name)
-    if home is None:
+    module = _MODULES.get(name)
+    if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f".{home}", __name__), name)
+    value = getattr(import_module(f".{module}", __name__), name)
     globals()[name] = value
     return value
 

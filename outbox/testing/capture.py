@@ -1,4 +1,4 @@
-"""Which events were published, as the table has it: what was rolled back is not there."""
+"""The events that a test has published, as the table has them, without those that were rolled back."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from outbox.models import Event
 from .databases import databases_of_test
 from .matching import UNSET, Expected, shown
 
-# Of what differs, and of other topics, a failed assertion shows the nearest few.
+# A failed assertion shows this many of the nearest events, and this many other topics.
 MAX_SHOWN = 5
 
-# SQLite's clock counts milliseconds, so events of the same moment may come before or after a mark.
+# SQLite's clock counts milliseconds: an event of the mark's millisecond may come before or after the mark.
 _CLOCK_STEP = timedelta(seconds=1)
 
 
 @dataclass
 class _Mark:
-    """A moment of one database, in the database's own time, and the events that were there by then."""
+    """A moment by one database's clock, and the events that existed by then."""
 
     database: str
     at: datetime
@@ -37,15 +37,15 @@ class _Mark:
 
     @classmethod
     def now(cls, database: str) -> _Mark:
-        """Mark this moment; it reads only what was published within the step of the clock."""
+        """Mark this moment; read only the events published within the step of the clock."""
         events = Event.objects.using(database)
-        # By the database clock, since tests freeze Python's. Ids are made by Python.
+        # By the database's clock, because tests freeze Python's, and Python makes the ids.
         newest = events.filter(pk=UUID(int=0)).aggregate(at=Coalesce(Max("created_at"), Now()))
         at = newest["at"] - _CLOCK_STEP
         return cls(database, at, set(events.filter(created_at__gte=at).values_list("pk", flat=True)))
 
     def later(self) -> list[Event]:
-        """Return the events published since then, up to where it was closed."""
+        """Return the events published after the mark, up to `close` if it was called."""
         events = Event.objects.using(self.database).filter(created_at__gte=self.at)
         return [
             event
@@ -54,21 +54,21 @@ class _Mark:
         ]
 
     def close(self) -> None:
-        """Leave out what is published from now on."""
+        """Leave out events that are published from now on."""
         self.last = {event.pk for event in self.later()}
 
 
 class CapturedEvents(Sequence[Event]):
-    """The events published since it was made, in their order.
+    """The events published since the list was made, in their order.
 
-    It reads the table anew at each use, so an event disappears when its transaction is rolled back.
+    Each use reads the table again, so an event disappears when its transaction is rolled back.
     """
 
     def __init__(self, using: str | None = None) -> None:
         self._marks = [_Mark.now(database) for database in databases_of_test(using)]
 
     def close(self) -> None:
-        """Leave out what is published from now on."""
+        """Leave out events that are published from now on."""
         for mark in self._marks:
             mark.close()
 
@@ -78,11 +78,11 @@ class CapturedEvents(Sequence[Event]):
         return [event.topic for event in self]
 
     def assert_published(self, topic: str, **expected: Any) -> list[Event]:
-        """Fail unless such an event is among them; takes the arguments of the function of this name."""
+        """Fail unless an event of the list matches; takes the arguments of the function of this name."""
         return assert_published(topic, among=self, **expected)
 
     def assert_not_published(self, topic: str, **expected: Any) -> None:
-        """Fail if such an event is among them; takes the arguments of the function of this name."""
+        """Fail if an event of the list matches; takes the arguments of the function of this name."""
         assert_not_published(topic, among=self, **expected)
 
     def _events(self) -> list[Event]:
@@ -105,7 +105,7 @@ class CapturedEvents(Sequence[Event]):
     def __eq__(self, other: object) -> bool:
         return list(self) == list(other) if isinstance(other, Sequence) else NotImplemented
 
-    __hash__ = None  # type: ignore[assignment]  # what it equals changes
+    __hash__ = None  # type: ignore[assignment]  # the list changes
 
     def __repr__(self) -> str:
         return f"[{', '.join(map(_shown, self))}]"
@@ -113,14 +113,14 @@ class CapturedEvents(Sequence[Event]):
 
 @contextmanager
 def captured_events(using: str | None = None) -> Generator[CapturedEvents]:
-    """Collect the events published inside the block, in whatever transaction.
+    """Collect the events published inside the block, in any transaction.
 
     Args:
         using: only events of this database; all that the outbox serves if not given.
     """
     events = CapturedEvents(using)
     yield events
-    # Not after an error, which may have broken the transaction that it would look into.
+    # Not after an error: it may have broken the transaction, which then refuses queries.
     events.close()
 
 
@@ -139,12 +139,12 @@ def assert_published(
     Args:
         topic: a topic, or a pattern such as `shop.*`.
         payload: the whole payload.
-        payload__contains: a part of it: the keys of objects and the items of arrays that must be there.
-        times: how many match; at least one if not given.
-        among: where to look, such as `captured_events()`; all events in the tables if not given.
+        payload__contains: a part of the payload: keys of objects and items of arrays that must be there.
+        times: how many events match; at least one if not given.
+        among: the events to search, such as `captured_events()`; all events in the tables if not given.
 
     Raises:
-        AssertionError: showing what was published instead.
+        AssertionError: with the nearest events and the other topics.
     """
     expected = Expected(
         topic=topic,
@@ -157,15 +157,15 @@ def assert_published(
     matching = [event for event in events if expected.has_topic(event) and not expected.differences(event)]
     if len(matching) != times if times is not None else not matching:
         wanted = "" if times is None else f" {times} times, but {len(matching)} times"
-        raise AssertionError(f"{expected} was not published{wanted}{_instead(expected, events)}")
+        raise AssertionError(f"{expected} was not published{wanted}{_nearest(expected, events)}")
     return matching
 
 
 def assert_not_published(topic: str, *, among: Iterable[Event] | None = None, **expected: Any) -> None:
-    """Fail if such an event was published; takes the arguments of `assert_published` but `times`.
+    """Fail if an event that matches was published; takes the arguments of `assert_published` but `times`.
 
     Raises:
-        AssertionError: showing the events.
+        AssertionError: with the events that match.
     """
     wanted = Expected(topic=topic, **expected)
     events = _all_events() if among is None else among
@@ -181,8 +181,8 @@ def _all_events() -> list[Event]:
     ]
 
 
-def _instead(expected: Expected, events: Sequence[Event]) -> str:
-    """Return what was published instead: the nearest events of the topic, then the other topics."""
+def _nearest(expected: Expected, events: Sequence[Event]) -> str:
+    """Describe the nearest events of the topic, then the other topics."""
     if not events:
         return "; nothing was published"
     near = [(expected.differences(event), event) for event in events if expected.has_topic(event)]

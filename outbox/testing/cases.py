@@ -1,4 +1,4 @@
-"""The kit for unittest and Django's test runner."""
+"""The testing kit for unittest and Django's test runner."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 from django.test.runner import DiscoverRunner
 
 from .capture import CapturedEvents, assert_not_published, assert_published
-from .counts import held_counts
+from .counts import deferred_counts
 from .delivery import deliver
 from .faults import fail_handler
 
 
 class OutboxTestCaseMixin(unittest.TestCase):
-    """Add the kit to a `TestCase`: `class OrderTests(OutboxTestCaseMixin, TestCase)`."""
+    """Add the testing kit to a `TestCase`: `class OrderTests(OutboxTestCaseMixin, TestCase)`."""
 
     assertPublished = staticmethod(assert_published)
     assertNotPublished = staticmethod(assert_not_published)
@@ -24,22 +24,22 @@ class OutboxTestCaseMixin(unittest.TestCase):
     outbox_events: CapturedEvents
 
     def setUp(self) -> None:
-        """Begin to capture events, and hold the counts of monitored functions."""
+        """Begin to capture events, and defer the counts of monitored functions."""
         super().setUp()
-        self.enterContext(held_counts())
+        self.enterContext(deferred_counts())
         self.outbox_events = CapturedEvents()
 
 
 class OutboxTestRunner(DiscoverRunner):
-    """Django's test runner, holding the counts of monitored functions throughout."""
+    """Django's test runner, with the counts of monitored functions deferred for the whole run."""
 
     def setup_test_environment(self, **kwargs: Any) -> None:
-        """Hold the counts."""
+        """Defer the counts."""
         super().setup_test_environment(**kwargs)
-        self._held = ExitStack()
-        self._held.enter_context(held_counts())
+        self._deferred = ExitStack()
+        self._deferred.enter_context(deferred_counts())
 
     def teardown_test_environment(self, **kwargs: Any) -> None:
-        """Count as ever."""
-        self._held.close()
+        """Stop deferring the counts."""
+        self._deferred.close()
         super().teardown_test_environment(**kwargs)

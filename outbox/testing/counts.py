@@ -1,4 +1,4 @@
-"""The counts of monitored functions, which in a test no thread may write behind its back."""
+"""The counts of monitored functions, deferred so that no thread writes them during a test."""
 
 from __future__ import annotations
 
@@ -9,25 +9,27 @@ from outbox.confirmations import confirmations
 
 
 @contextmanager
-def held_counts() -> Generator[None]:
-    """Keep what monitored functions count in memory inside the block, and forget it at its end.
+def deferred_counts() -> Generator[None]:
+    """Keep the counts of monitored functions in memory inside the block, and drop them at its end.
 
-    Otherwise a thread would write it over a connection of its own: past the test's transaction, and in the
-    way of whoever drops the test database. The pytest plugin does this for every test.
+    Otherwise a thread would write the counts over its own connection: outside the test's transaction, and
+    while the test database is to be dropped. The pytest plugin defers the counts of every test.
     """
-    before, confirmations.holds_counts = confirmations.holds_counts, True
+    before, confirmations.defers_counts = confirmations.defers_counts, True
     try:
         yield
     finally:
-        confirmations.holds_counts = before
+        confirmations.defers_counts = before
         confirmations.drop_counts()
 
 
 def flush_counts() -> None:
-    """Write what monitored functions have counted, in the test's own transaction.
+    """Write the counts of monitored functions in the test's own transaction.
 
     Raises:
-        RuntimeError: if the database refuses it; the log says why.
+        RuntimeError: if the database refuses the counts; the log has the reason.
     """
     if not confirmations.flush():
-        raise RuntimeError("not all counts could be written; the log of outbox.confirmations says why")
+        raise RuntimeError(
+            "not all counts could be written; the reason is in the log of outbox.confirmations"
+        )

@@ -1,4 +1,4 @@
-"""Which databases a test may look into."""
+"""The databases that a test may use."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from outbox.conf import get_settings
 
 
 def databases_of_test(using: str | None = None) -> Sequence[str]:
-    """Return the served databases that the test may touch: it cannot have published to others.
+    """Return the databases with an outbox that the test may use; it cannot have published to others.
 
     Raises:
-        AssertionError: if it may touch none, as Django says it.
+        AssertionError: Django's own, if the test may use none of them.
     """
     if using is not None:
         return (using,)

@@ -10,25 +10,23 @@ from datetime import datetime, timedelta
 import dramatiq
 from django.db import Error, connections, transaction
 
-from outbox.conf import get_settings
-from outbox.confirmations import confirm, confirmations
+from outbox.confirmations import capture_outcomes
+from outbox.confirmations.outcome import Outcome
 from outbox.errors import OutboxError
-from outbox.models import HandlerStats, Tally
-from outbox.outcomes import Outcome
 from outbox.registry import registry
 
-from .claim import InlineClaim, Letter
+from .claimed_message import ClaimedMessage, ClaimOptions
 from .databases import databases_of_test
 from .inline import InlineBroker, coroutines_inline
 
 
 class TooManyDeliveries(OutboxError):
-    """Raised by `deliver` when its limit is reached and something is still due."""
+    """Raised by `deliver` when its limit is reached and another delivery is due."""
 
 
 @dataclass
 class Delivered:
-    """What `deliver` did, in deliveries.
+    """The result of `deliver`, in deliveries.
 
     Args:
         retried: failed runs that were followed by another run.
@@ -41,10 +39,10 @@ class Delivered:
     retried: int = 0
     errors: list[Exception] = field(default_factory=list)
 
-    def note(self, outcomes: Iterable[Outcome]) -> None:
+    def count(self, outcomes: Iterable[Outcome]) -> None:
         """Count the outcomes of one run."""
         for outcome in outcomes:
-            name = outcome.verdict or outcome.status
+            name = outcome.result or outcome.state
             if name in ("succeeded", "failed", "discarded", "retried"):
                 setattr(self, name, getattr(self, name) + 1)
 
@@ -59,35 +57,35 @@ def deliver(
     ahead: timedelta = timedelta(),
     using: str | None = None,
 ) -> Delivered:
-    """Run what is due, and what its handlers publish, until nothing is.
+    """Run all due deliveries, and those that their handlers publish, until none is due.
 
-    Each delivery goes through the message that a relay would send and through the hooks of the project's
+    Each delivery passes through the message that a relay would send and through the hooks of the project's
     middleware; nothing reaches the broker. Works in a test's own transaction and with real commits.
 
     Args:
         raise_errors: raise a handler's error, once the delivery is marked as failed.
-        retries: run a handler that fails again at once, so often at most, as Dramatiq would after a while.
+        retries: runs of a handler after a failed one at most; Dramatiq would wait before each.
         limit: messages at most.
         handlers: run only these handlers.
-        now: take as due what is due by this moment, as when Python's clock is frozen there. The database's
-            clock goes on, so what it says is due is due as well.
-        ahead: take as due what is due so much later, by the database's clock.
+        now: also run deliveries that are due by this moment, as for a test that freezes Python's clock there.
+            Deliveries that are due by the database's clock run as well.
+        ahead: also run deliveries that the database's clock makes due within this time.
         using: only this database; all that the outbox serves if not given.
 
     Raises:
-        TooManyDeliveries: if `limit` messages have run and more is due.
+        TooManyDeliveries: if `limit` messages have run and another delivery is due.
         UnknownHandler: for a delivery to a handler that is not registered.
     """
     names = None if handlers is None else [_name_of(handler) for handler in handlers]
-    claim = InlineClaim(handlers=names, now=now, ahead=ahead)
+    options = ClaimOptions(handlers=names, now=now, ahead=ahead)
     databases = databases_of_test(using)
     delivered = Delivered()
     with coroutines_inline():
         for left in range(limit, -1, -1):
-            letter = _take(claim, databases, left=left)
-            if letter is None:
+            message = _claim(options, databases, left=left)
+            if message is None:
                 break
-            error = _deliver_one(letter, retries, delivered)
+            error = _run(message, retries, delivered)
             if error is not None and raise_errors:
                 raise error
     return delivered
@@ -97,44 +95,45 @@ def _name_of(handler: str | dramatiq.Actor[..., object]) -> str:
     return registry.get(handler if isinstance(handler, str) else handler.actor_name).name
 
 
-def _take(claim: InlineClaim, databases: Sequence[str], *, left: int) -> Letter | None:
+def _claim(options: ClaimOptions, databases: Sequence[str], *, left: int) -> ClaimedMessage | None:
     for database in databases:
-        # A claim that is refused for the limit's sake is undone.
+        # The error ends the transaction, and so undoes a claim beyond the limit.
         with transaction.atomic(using=database):
-            letter = claim.take(database)
-            if letter is not None and not left:
+            message = options.claim_from(database)
+            if message is not None and not left:
                 raise TooManyDeliveries(
-                    f"the limit of deliver() is reached, and more is due, next to {letter.handler!r}; raise "
-                    "limit=…, or look for a handler that publishes what it handles"
+                    "deliver() has reached its limit of messages, and more deliveries are due, next to "
+                    f"{message.handler!r}; raise limit=…, or look for a handler that publishes the topic "
+                    "that it handles"
                 )
-        if letter is not None:
-            return letter
+        if message is not None:
+            return message
     return None
 
 
-def _deliver_one(letter: Letter, retries: int, delivered: Delivered) -> Exception | None:
-    """Run one claimed message until it succeeds or its retries are used up; return its error."""
-    delivered.discarded += len(letter.expired)
-    if not letter.deliveries:
+def _run(message: ClaimedMessage, retries: int, delivered: Delivered) -> Exception | None:
+    """Run a message; return its error if no retry follows."""
+    delivered.discarded += message.discard_expired()
+    if not message.unexpired:
         return None
     try:
-        message = letter.message()
+        decoded = message.message()
     except Exception as unsendable:
-        letter.fail(f"could not be sent: {unsendable}")
-        delivered.failed += len(letter.deliveries)
+        delivered.failed += message.fail(f"could not be sent: {unsendable}")
         delivered.errors.append(unsendable)
         return unsendable
-    broker = InlineBroker(registry.get(letter.handler).actor.broker)
-    # A batch that fails goes again as a whole, as in a worker, before its events go one by one.
-    for left in range(max(retries, 1 if letter.batched else 0), -1, -1):
-        with confirmations.diverted() as outcomes, _kept_transactions():
-            error = broker.process(message, may_retry=left > 0)
-        _confirm(outcomes, letter.database)
-        delivered.note(outcomes)
-        if not any(outcome.verdict == "retried" and outcome.status == "dispatched" for outcome in outcomes):
-            break
-    if error is not None:
-        delivered.errors.append(error)
+    broker = InlineBroker(registry.get(message.handler).actor.broker)
+    # A batch that fails runs once more as a whole, as in a worker, before its events run one by one.
+    retries = max(retries, 1 if message.batched else 0)
+    with capture_outcomes() as outcomes, _kept_transactions():
+        error = broker.process(decoded, may_retry=decoded.options.get("retries", 0) < retries)
+    # A retry is due at once, and the next claim finds it.
+    outcomes = [one._replace(wait=timedelta()) if one.result == "retried" else one for one in outcomes]
+    message.confirm(outcomes)
+    delivered.count(outcomes)
+    if error is None or any(one.result == "retried" for one in outcomes):
+        return None
+    delivered.errors.append(error)
     return error
 
 
@@ -142,7 +141,7 @@ def _deliver_one(letter: Letter, retries: int, delivered: Delivered) -> Exceptio
 def _kept_transactions() -> Generator[None]:
     """Let a handler's database error end with the handler, and not with the test's transaction.
 
-    What the handler wrote before another kind of error stays, as it does in a worker without a transaction.
+    Rows that a handler wrote before another kind of error stay, as in a worker without a transaction.
     """
     with ExitStack() as stack:
         for connection in connections.all(initialized_only=True):
@@ -159,18 +158,3 @@ def _end_savepoint(alias: str, savepoint: str | None) -> None:
     except Error:
         transaction.set_rollback(False, using=alias)
         transaction.savepoint_rollback(savepoint, using=alias)
-
-
-def _confirm(outcomes: Sequence[Outcome], database: str) -> None:
-    """Write outcomes as the flush of a worker does, but now and in the test's own transaction."""
-    settings = get_settings()
-    tallies: dict[str, Tally] = {}
-    for outcome in outcomes:
-        if outcome.verdict:
-            tallies.setdefault(outcome.handler, Tally()).count(outcome.verdict, outcome.duration_s)
-    with transaction.atomic(using=database):
-        if settings.confirm:
-            # A transactional handler has recorded its success itself.
-            confirm([outcome for outcome in outcomes if outcome.status], database)
-        if settings.stats:
-            HandlerStats.objects.using(database).add(tallies)

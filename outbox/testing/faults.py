@@ -1,4 +1,4 @@
-"""Failures on demand."""
+"""Injected failures: runs of a handler that fail on demand."""
 
 from __future__ import annotations
 
@@ -11,25 +11,30 @@ from typing import Any
 import dramatiq
 
 from outbox.registry import registry
-from outbox.runs import current_run
+from outbox.run import current_run
 
 Error = BaseException | type[BaseException]
 
 
 class InjectedFailure(Exception):
-    """Raised in the place of a handler by `fail_handler`, unless another error is given."""
+    """Raised by `fail_handler` instead of a handler's call, unless another error is given."""
 
 
 @dataclass
 class Injected:
-    """What `fail_handler` still has to do, and has done."""
+    """The failures of one `fail_handler` block.
+
+    Args:
+        left: failures that are still to come.
+        count: failures so far.
+    """
 
     left: int
     count: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def take(self) -> bool:
-        """Take one failure, if one is left."""
+        """Use up one failure; return whether one was left."""
         with self._lock:
             if self.left <= 0:
                 return False
@@ -42,14 +47,14 @@ class Injected:
 def fail_handler(
     handler: str | dramatiq.Actor[..., Any], times: int = 1, error: Error | None = None
 ) -> Generator[Injected]:
-    """Let the next runs of a handler fail, inline or in a worker of this process, instead of being called.
+    """Let the next runs of a handler fail before its call, inline or in a worker of this process.
 
-    Calling the handler as a plain function is no run, and does not fail.
+    A call of the handler as a plain function is no run, and does not fail.
 
     Args:
         handler: its name, or the handler itself.
-        times: how many runs fail; the later ones are real.
-        error: what is raised, an exception or its class.
+        times: how many runs fail; later runs call the handler.
+        error: the exception or its class.
 
     Raises:
         UnknownHandler: with the closest known name.

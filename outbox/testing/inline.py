@@ -1,59 +1,73 @@
-"""A worker without a broker: a message runs where it is processed."""
+"""A worker without a broker: messages run in the thread of the caller."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Generator
 from contextlib import contextmanager
-from typing import Any, NoReturn, cast
+from datetime import timedelta
+from typing import Any, cast
 
 import dramatiq
 from asgiref.sync import async_to_sync
 from dramatiq.asyncio import EventLoopThread, get_event_loop_thread, set_event_loop_thread
 from dramatiq.broker import MessageProxy
-from dramatiq.middleware import CurrentMessage, Middleware, SkipMessage
+from dramatiq.middleware import CurrentMessage, Middleware, Retries, SkipMessage
 
-from outbox.middleware import OutboxMiddleware
+from outbox.run import current_run
+from outbox.worker.middleware import OutboxMiddleware
+from outbox.worker.retries import record_retry, recorded_retry
 
-# Their middleware enqueues (retries, callbacks, pipelines), stores results or expects a worker's threads.
+# The middleware of these packages enqueues messages, stores results or expects a worker's threads.
 _LEFT_OUT = ("dramatiq", "django_dramatiq")
 
 
 class InlineBroker(dramatiq.Broker):
-    """Stands in for a project's broker: its actors, the project's own middleware, and no queue behind it."""
+    """A project's broker without queues: with its actors and the project's own middleware."""
 
     def __init__(self, broker: dramatiq.Broker) -> None:
         super().__init__(middleware=[])
         self.actors = broker.actors
-        # Not added one by one, which would announce all actors to it again.
+        # `add_middleware` would declare all actors to the middleware a second time.
         self.middleware = [one for one in broker.middleware if _runs_inline(one)]
         if not any(isinstance(one, OutboxMiddleware) for one in self.middleware):
             self.middleware.insert(0, OutboxMiddleware())
+        self._processed: MessageProxy | None = None
 
-    def enqueue(self, message: dramatiq.Message[Any], *, delay: int | None = None) -> NoReturn:
-        """Refuse: nothing leaves a test this way.
+    def enqueue(self, message: dramatiq.Message[Any], *, delay: int | None = None) -> dramatiq.Message[Any]:
+        """Record that a middleware puts off the message that is processed; refuse any other message.
 
         Raises:
-            NotImplementedError: always.
+            NotImplementedError: for another message.
         """
-        raise NotImplementedError(f"a middleware enqueued {message}, which deliver() has no broker for")
+        if self._processed is not None and self._processed.message_id == message.message_id:
+            record_retry(self._processed, message, delay)
+            return message
+        raise NotImplementedError(
+            f"a middleware enqueued {message}, and deliver() has no broker for it; "
+            "take the middleware out of the settings for tests"
+        )
 
     def process(self, message: dramatiq.Message[Any], *, may_retry: bool) -> Exception | None:
         """Run a message as a worker does; return its error.
 
         Args:
-            may_retry: after an error act as if the message had been enqueued again.
+            may_retry: after an error, record a retry that is due at once, as `Retries` would with a delay.
         """
-        proxy = MessageProxy(message)
+        self._processed = proxy = MessageProxy(message)
         try:
             self.emit_before("process_message", proxy)
-            result = self.get_actor(message.actor_name)(*message.args, **message.kwargs)
+            # A middleware may have failed the message.
+            actor = None if proxy.failed else self.get_actor(message.actor_name)
+            result = actor and actor(*message.args, **message.kwargs)
             self.emit_after("process_message", proxy, result=result)
-        except SkipMessage:
+        except SkipMessage as skipped:
+            proxy.stuff_exception(skipped)
             self.emit_after("skip_message", proxy)
         except BaseException as error:
             if may_retry and not self._is_final(message, error):
                 message.options["retries"] = message.options.get("retries", 0) + 1
-                self.emit_after("enqueue", message, 0)
+                if (run := current_run.get()) is not None and run.message_id == message.message_id:
+                    run.retry = recorded_retry(message, timedelta())
             self.emit_after("process_message", proxy, exception=error)
             if not isinstance(error, Exception):
                 raise
@@ -68,11 +82,14 @@ class InlineBroker(dramatiq.Broker):
 def _runs_inline(middleware: Middleware) -> bool:
     if isinstance(middleware, CurrentMessage):
         return True
-    return type(middleware).__module__.partition(".")[0] not in _LEFT_OUT
+    if isinstance(middleware, Retries):
+        return False
+    # A worker that ran in this process may have replaced a middleware, so `type` would name another class.
+    return middleware.__class__.__module__.partition(".")[0] not in _LEFT_OUT
 
 
 class _InlineLoop:
-    """Runs coroutines of async handlers so that they share the test's thread, and thereby its transaction."""
+    """An event loop in the test's thread, so that async handlers share the test's transaction."""
 
     def run_coroutine(self, coroutine: Awaitable[Any]) -> Any:
         async def run() -> Any:
@@ -83,7 +100,7 @@ class _InlineLoop:
 
 @contextmanager
 def coroutines_inline() -> Generator[None]:
-    """Let async handlers run in this thread, in the place of a worker's event loop."""
+    """Run async handlers in this thread instead of a worker's event loop."""
     before = get_event_loop_thread()
     set_event_loop_thread(cast(EventLoopThread, _InlineLoop()))
     try:

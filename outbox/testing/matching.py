@@ -1,4 +1,4 @@
-"""What a test expects of an event, and how an event differs from it."""
+"""The expectations of a test about an event, and the differences of an event from them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ UNSET: Final[Any] = _Unset()
 
 @dataclass(frozen=True, kw_only=True)
 class Expected:
-    """What an event is to be like; what is not set may be anything.
+    """The expected parts of an event; a part that is not set may have any value.
 
     Raises:
         InvalidTopic: if the topic is neither a dotted name nor a pattern.
@@ -48,11 +48,11 @@ class Expected:
         return " with ".join([repr(self.topic), *filter(None, [", ".join(parts)])])
 
     def has_topic(self, event: Event) -> bool:
-        """Say whether the event's topic is the expected one."""
+        """Return whether the event's topic is the expected one."""
         return compile_pattern(self.topic).fullmatch(event.topic) is not None
 
     def differences(self, event: Event) -> list[str]:
-        """Return where an event of this topic is not as expected."""
+        """Describe the differences of an event of this topic."""
         return [
             *_differing("key", self.key, event.key),
             *_differing("payload", self.payload, event.payload),
@@ -62,7 +62,7 @@ class Expected:
 
 
 def _differing(path: str, expected: Any, found: Any) -> Iterator[str]:
-    """Yield where two JSON values differ; tuples count as arrays."""
+    """Yield the differences of two JSON values; tuples count as arrays."""
     if expected is UNSET or expected == found:
         return
     if isinstance(expected, Mapping) and isinstance(found, Mapping):
@@ -78,7 +78,7 @@ def _differing(path: str, expected: Any, found: Any) -> Iterator[str]:
 
 
 def _lacking(path: str, expected: Any, found: Any) -> Iterator[str]:
-    """Yield what a JSON value does not contain, in the sense of PostgreSQL's `@>`."""
+    """Yield the expected parts that a JSON value does not contain, as PostgreSQL's `@>` has it."""
     if expected is UNSET or expected == found:
         return
     if isinstance(expected, Mapping) and isinstance(found, Mapping):
@@ -101,6 +101,6 @@ def _entry(compare: Any, path: str, expected: Mapping[str, Any], found: Any, nam
 
 
 def shown(value: Any) -> str:
-    """Return a value's repr, shortened to what a reader takes in."""
+    """Return a value's repr, cut to `MAX_SHOWN_CHARS`."""
     text = repr(value)
     return text if len(text) <= MAX_SHOWN_CHARS else f"{text[:MAX_SHOWN_CHARS]}…"

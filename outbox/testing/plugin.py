@@ -1,7 +1,7 @@
-"""Fixtures for pytest, and no thread that writes counts behind a test's back.
+"""Fixtures for pytest, and deferred counts of monitored functions during tests.
 
-pytest loads this in every project of the environment, so nothing of Django or of the outbox is imported
-before a project has done so.
+pytest loads the plugin in every project of the environment. So the plugin imports neither Django nor the
+outbox before the project does.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def outbox_events(db: Any) -> CapturedEvents:
-    """Return the events published since the test began, as a list that is always up to date."""
+    """Return the events published since the test began; the list is always up to date."""
     from .capture import CapturedEvents
 
     return CapturedEvents()
@@ -38,15 +38,15 @@ def deliver_outbox(db: Any) -> Callable[..., Delivered]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Hold the counts of monitored functions while tests run."""
+    """Defer the counts of monitored functions during the test."""
     confirmations = _confirmations()
     if confirmations is not None:
-        confirmations.holds_counts = True
+        confirmations.defers_counts = True
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown(item: pytest.Item) -> None:
-    """Forget what a test has counted."""
+    """Drop the counts of the test."""
     confirmations = _confirmations()
     if confirmations is not None:
         confirmations.drop_counts()

@@ -1,9 +1,10 @@
 """The claim: lock due deliveries, mark them dispatched, and return what to send.
 
-The row locks are the lease: they go with the transaction, whatever becomes of the process.
+The row locks are the lease: they end with the transaction, also when the process dies.
 """
 
 from .claiming import Claim
-from .taken import Taken
+from .result import ClaimResult
+from .scan_cursor import ScanCursors
 
-__all__ = ["Claim", "Taken"]
+__all__ = ["Claim", "ClaimResult", "ScanCursors"]

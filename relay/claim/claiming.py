@@ -1,9 +1,10 @@
-"""Claims, and looks at when the next one is worth while."""
+"""Claims, and checks of when the next claim is due."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import timedelta
 from math import inf
@@ -12,90 +13,92 @@ from typing import Any
 from django.db import connections
 
 from outbox.conf import get_settings
-from outbox.registry import Batching
+from outbox.registry import BatchOptions
+from relay.claimed_delivery import ClaimedDelivery
 
-from ..claimed import Claimed
 from . import statements
-from .front import Front, Fronts, Position, looks
 from .portable import PortableClaim
-from .taken import Taken
+from .prepared import PreparedStatements
+from .result import ClaimResult
+from .scan_cursor import GRACE_S, Position, ScanCursor, ScanCursors
 
-# A batch is bounded in bytes as well as in rows, so that neither a relay's memory nor the time for which it
-# holds row locks depends on how large payloads are. The size is what the rows take in the table.
-MAX_BATCH_BYTES = 16 * 1024 * 1024
+# A claim is limited in bytes too, since large payloads cost memory and keep row locks for long. These are the
+# bytes of the text, of which a relay holds about four copies at once.
+MAX_BATCH_BYTES = 8 * 1024 * 1024
 
-# A relay that is stopped in the middle of a batch (SIGSTOP, a frozen machine) must not hold its locks for
-# ever: the server ends its transaction after the broker's deadline and this margin.
+# A relay may stop in the middle of a batch (SIGSTOP, a frozen machine). The server then ends the transaction,
+# and with it the row locks, after the broker's deadline and this margin.
 IDLE_IN_TRANSACTION_MARGIN = timedelta(seconds=20)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """What a relay asks for, within the current transaction.
+    """The claims of one relay, each within the current transaction.
 
     Args:
-        limit: rows at most.
-        queues: only deliveries to these queues; empty for all.
+        limit: the largest number of deliveries of one claim.
+        queues: claim only deliveries to these queues; empty for all.
+        max_bytes: bytes of payloads and headers of one claim at most; its first delivery may be larger.
     """
 
     database: str
     limit: int
     queues: tuple[str, ...] = ()
-    fronts: Fronts = field(default_factory=Fronts, init=False, repr=False, compare=False)
+    max_bytes: int = MAX_BATCH_BYTES
+    cursors: ScanCursors = field(default_factory=ScanCursors, repr=False, compare=False)
+    prepared: PreparedStatements = field(default_factory=PreparedStatements, repr=False, compare=False)
 
-    def take(self, *, leave_lanes: bool = False) -> Taken:
-        """Claim due deliveries in the order in which they are due, other than those of lanes if asked to."""
+    def claim_due(self, *, skip_ordered: bool = False) -> ClaimResult:
+        """Claim due deliveries in the order of their due times, without ordered ones if asked to."""
         if not self._is_postgresql:
-            return self._portable.take(leave_lanes=leave_lanes)
-        where = "AND key = ''" if leave_lanes else ""
-        return self._take_due(statements.CLAIM, self.fronts.ordinary, where)
+            return self._portable.claim_due(skip_ordered=skip_ordered)
+        where = "AND key = ''" if skip_ordered else ""
+        return self._claim(statements.CLAIM, self.cursors.keyless, where)
 
-    def take_lanes(self, *, skipping: Sequence[str]) -> Taken:
-        """Claim the first unfinished delivery of each lane; hold those that are due behind another one.
+    def claim_ordered(self, *, skipping: Sequence[str]) -> ClaimResult:
+        """Claim the first unfinished delivery of each ordering key, and block due ones behind it.
 
         Args:
-            skipping: handlers whose lanes go on past a failed delivery.
+            skipping: handlers whose failed deliveries do not block their key.
         """
         if not self._is_postgresql:
-            return self._portable.take_lanes(skipping=skipping)
-        return self._take_due(
-            statements.CLAIM_LANES, self.fronts.lanes, "AND key <> ''", skipping=list(skipping)
+            return self._portable.claim_ordered(skipping=skipping)
+        return self._claim(
+            statements.CLAIM_ORDERED, self.cursors.ordered, "AND key <> ''", skipping=list(skipping)
         )
 
-    def take_batch(self, handler: str, batch: Batching) -> Taken:
+    def claim_batch(self, handler: str, batch: BatchOptions) -> ClaimResult:
         """Claim a batch of one handler, if it is full or its oldest delivery has waited long enough."""
         if not self._is_postgresql:
-            return self._portable.take_batch(handler, batch)
-        # Where `ripe_in`, which is asked before, has just found the first.
-        start = self.fronts.of_batch(handler).position
-        rows, seen = self._run(
+            return self._portable.claim_batch(handler, batch)
+        # `ready_in`, which the relay asks first, has just moved the cursor to the first delivery.
+        start = self.cursors.of_batch(handler).position
+        rows, summary = self._run(
             statements.CLAIM_BATCH, start, handler=handler, wait=batch.wait, limit=batch.size
         )
-        return Taken(_claimed(rows), len(rows) == batch.size, paused=_paused(seen))
+        # A batch that is not ready locks rows and claims none.
+        more = bool(rows) and _has_more(rows, summary, batch.size)
+        return ClaimResult(_claimed(rows), more, paused=_paused(summary))
 
-    def ripe_in(self, batches: Mapping[str, Batching]) -> dict[str, float]:
-        """Return, by handler that has held deliveries, in how many seconds a batch of it is to run.
+    def ready_in(self, batches: Mapping[str, BatchOptions]) -> dict[str, float]:
+        """Return in how many seconds a batch is ready, by handler that has waiting deliveries.
 
-        One statement looks at no more than one batch's rows of each handler that is not paused.
+        One statement reads at most one batch's rows of each handler that is not paused.
         """
         if not self._is_postgresql:
-            return self._portable.ripe_in(batches)
-        return self._look(statements.RIPE_IN, batches) if batches else {}
+            return self._portable.ready_in(batches)
+        return self._check(statements.READY_IN, batches) if batches else {}
 
-    def due_in(self, batches: Mapping[str, Batching] | None = None) -> float:
+    def due_in(self, batches: Mapping[str, BatchOptions] | None = None) -> float:
         """Return in how many seconds a delivery or a batch is due: at most 0.0 if one is, up to infinity."""
         batches = batches or {}
         if not self._is_postgresql:
-            return min([self._portable.due_in(), *self._portable.ripe_in(batches).values()])
+            return min([self._portable.due_in(), *self._portable.ready_in(batches).values()])
         statement = statements.DUE_IN.format(where=self._of_queues)
         if batches:
-            statement = f"{statement} UNION ALL {statements.RIPE_IN}"
-        due_in = min(self._look(statement, batches, also=(statements.ANY,)).values(), default=inf)
-        if self.fronts.due.was_full:
-            # Nothing pending is before the first one, and claims are to find that, however late it came.
-            self.fronts.ordinary.follow(self.fronts.due)
-            self.fronts.lanes.follow(self.fronts.due)
-        return due_in
+            statement = f"{statement} UNION ALL {statements.READY_IN}"
+        cursors = (self.cursors.keyless, self.cursors.ordered)
+        return min(self._check(statement, batches, cursors).values(), default=inf)
 
     @property
     def _is_postgresql(self) -> bool:
@@ -104,75 +107,90 @@ class Claim:
     @property
     def _portable(self) -> PortableClaim:
         return PortableClaim(
-            database=self.database, limit=self.limit, queues=self.queues, max_bytes=MAX_BATCH_BYTES
+            database=self.database, limit=self.limit, queues=self.queues, max_bytes=self.max_bytes
         )
 
     @property
     def _of_queues(self) -> str:
         return "AND queue = ANY(%(queues)s)" if self.queues else ""
 
-    def _take_due(self, statement: str, front: Front, where: str, **parameters: Any) -> Taken:
-        with front.look() as start:
-            rows, seen = self._run(
+    def _claim(self, statement: str, cursor: ScanCursor, where: str, **parameters: Any) -> ClaimResult:
+        with self.cursors.scan(cursor, grace_s=GRACE_S) as start:
+            rows, summary = self._run(
                 statement, start, f"{where} {self._of_queues}", limit=self.limit, **parameters
             )
-        # Fewer than were looked at if they were cut by their bytes.
-        more = seen["rows"] >= self.limit or len(rows) < seen["rows"]
-        front.move(Position(*seen["last"]) if more else None, now_us=seen["now_us"])
-        held = frozenset((row[2], row[4]) for row in rows if row[-1])
-        return Taken(_claimed(rows), more, held, _paused(seen))
+        more = _has_more(rows, summary, self.limit)
+        cursor.move(Position(*summary["last"]) if more else None, now_us=summary["now_us"])
+        blocked = frozenset((row[2], row[4]) for row in rows if row[-1])
+        return ClaimResult(_claimed(rows), more, blocked, _paused(summary))
 
     def _run(
         self, statement: str, start: Position, where: str = "", **parameters: Any
     ) -> tuple[list[tuple[Any, ...]], dict[str, Any]]:
-        """Run a claim; return its rows in the order of insertion, and what it has seen on its way."""
+        """Run a claim; return its rows in the order of insertion, and its summary."""
         settings = get_settings()
         parameters |= {
-            "due_at": start.due_at,
-            "id": start.id,
             "queues": list(self.queues),
             "confirm_timeout": settings.confirm_timeout,
-            "max_bytes": MAX_BATCH_BYTES,
+            "max_bytes": self.max_bytes,
             "idle_limit": _milliseconds(settings.dispatch_timeout + IDLE_IN_TRANSACTION_MARGIN),
         }
-        mark = statements.DISPATCHED if settings.confirm else statements.SUCCEEDED
-        with connections[self.database].cursor() as cursor:
-            cursor.execute(statement.format(where=where, mark=mark), parameters)
-            found = cursor.fetchall()
-        (seen,) = (json.loads(row[8]) for row in found if row[-1] is None)
-        return sorted(row for row in found if row[-1] is not None), seen
+        text = statement.format(where=where)
+        prepare = statement is statements.CLAIM
+        found = self.prepared.run(connections[self.database], text, start, parameters, prepare=prepare)
+        (summary,) = (json.loads(row[9]) for row in found if row[-1] is None)
+        return sorted(row for row in found if row[-1] is not None), summary
 
-    def _look(
-        self, statement: str, batches: Mapping[str, Batching], *, also: Sequence[str] = ()
+    def _check(
+        self, statement: str, batches: Mapping[str, BatchOptions], due: Sequence[ScanCursor] = ()
     ) -> dict[str, float]:
-        """Return in how many seconds what is due, by handler; move the fronts to what was found first."""
-        fronts = {name: self.fronts.of_batch(name) for name in batches} | dict.fromkeys(also, self.fronts.due)
-        with looks(fronts.values()) as starts, connections[self.database].cursor() as cursor:
+        """Return in how many seconds deliveries are due, by handler, and move the cursors there.
+
+        Args:
+            statement: reads deliveries of batch handlers and, if `due` is given, all other deliveries.
+            due: the cursors of all other deliveries.
+        """
+        cursors = {name: (self.cursors.of_batch(name),) for name in batches} | (
+            {statements.ANY: due} if due else {}
+        )
+        with ExitStack() as stack:
+            starts = {name: stack.enter_context(self.cursors.scan(*some)) for name, some in cursors.items()}
+            of_batches = [starts[name] for name in batches]
+            of_due = starts.get(statements.ANY, Position(0))
             parameters: dict[str, Any] = {
                 "handlers": list(batches),
-                "sizes": [rule.size for rule in batches.values()],
-                "waits": [rule.wait for rule in batches.values()],
-                "due_ats": [start.due_at for start in starts[: len(batches)]],
-                "ids": [start.id for start in starts[: len(batches)]],
-                "due_at": starts[-1].due_at,
-                "id": starts[-1].id,
+                "sizes": [options.size for options in batches.values()],
+                "waits": [options.wait for options in batches.values()],
+                "due_ats": [start.due_at for start in of_batches],
+                "ids": [start.id for start in of_batches],
+                "due_at": of_due.due_at,
+                "id": of_due.id,
                 "queues": list(self.queues),
             }
-            cursor.execute(statement, parameters)
-            found = cursor.fetchall()
+            with connections[self.database].cursor() as cursor:
+                cursor.execute(statement, parameters)
+                found = cursor.fetchall()
         for name, _due_in, due_us, pk, now_us in found:
             ahead = batches[name].wait if name in batches else timedelta()
             first = None if due_us is None else Position(due_us, pk)
-            fronts[name].move(first, now_us=now_us, ahead=ahead)
+            for one in cursors[name]:
+                # No pending row of a cursor lies between the shared start and its position.
+                known = first if first is None or one.was_full else max(first, one.position)
+                one.move(known, now_us=now_us, ahead=ahead)
         return {name: due_in for name, due_in, *_ in found if due_in is not None}
 
 
-def _claimed(rows: Sequence[tuple[Any, ...]]) -> list[Claimed]:
-    return [tuple.__new__(Claimed, row[:-1]) for row in rows if not row[-1]]
+def _has_more(rows: Sequence[tuple[Any, ...]], summary: Mapping[str, Any], limit: int) -> bool:
+    # Fewer rows than were locked if their bytes exceeded the limit.
+    return bool(summary["rows"] >= limit or len(rows) < summary["rows"])
 
 
-def _paused(seen: Mapping[str, Any]) -> frozenset[str]:
-    return frozenset(seen["paused"] or ())
+def _claimed(rows: Sequence[tuple[Any, ...]]) -> list[ClaimedDelivery]:
+    return [tuple.__new__(ClaimedDelivery, row[:-1]) for row in rows if not row[-1]]
+
+
+def _paused(summary: Mapping[str, Any]) -> frozenset[str]:
+    return frozenset(summary["paused"] or ())
 
 
 def _milliseconds(duration: timedelta) -> str:

@@ -1,84 +1,155 @@
-"""What the publishers of all brokers share."""
+"""The interface of publishers, and the encoding of batches that they share."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import repeat
 from typing import Any, NamedTuple, Protocol
 
 from dramatiq import Broker, Message, Middleware
 
 from outbox.errors import BrokerUnavailable
-from relay.copies import Overdue
-from relay.messages import Outgoing
+from relay.messages.dispatch_ids import OverdueDelivery
+from relay.messages.single import OutgoingMessage
 
 # How long a probe waits for the broker.
 PROBE_TIMEOUT_S = 5.0
 
-# A broker that answered so recently is not asked again.
+# A probe sends nothing to a broker that has answered within this time.
 PROBE_INTERVAL_S = 1.0
 
-# With more messages than this a queue is so deep that a message may well be in it still, long after it went.
-DEEP_QUEUE = 1000
+# The width of the column of broker names.
+MAX_NAME_LENGTH = 255
 
 
 class Refusal(NamedTuple):
-    """One message that cannot be sent, though the others of its batch were."""
+    """A message of a batch that was not sent; other messages may have been.
 
-    outgoing: Outgoing
+    Args:
+        is_proved: whether the message is the cause. The cause may otherwise be an outage or a full queue, so
+            that the failure costs no attempt.
+    """
+
+    outgoing: OutgoingMessage
     error: str
+    is_proved: bool = True
 
 
 class PartlySent(BrokerUnavailable):
-    """Raised when the time for a batch ran out after some of its messages had gone or been refused.
+    """Raised when a publisher ends a batch after it has sent some messages, or tried them without success.
 
     Args:
-        unsent: those whose turn did not come.
-        refusals: those that cannot be sent, of the others.
+        unsent: the messages that were not tried.
+        refusals: messages that were not sent.
     """
 
-    def __init__(self, message: str, unsent: Sequence[Outgoing], refusals: Sequence[Refusal] = ()) -> None:
+    def __init__(
+        self, message: str, unsent: Sequence[OutgoingMessage], refusals: Sequence[Refusal] = ()
+    ) -> None:
         super().__init__(message)
         self.unsent = unsent
         self.refusals = refusals
 
 
+class Marker(NamedTuple):
+    """A marker that a relay makes in a broker, and that the broker loses only with its messages."""
+
+    name: str
+    generation: int
+
+
+@dataclass
+class MarkerCheck:
+    """The check of a broker's marker, which a publisher combines with its other requests.
+
+    Attributes:
+        expected: the marker that the broker should have; None if no check is wanted.
+        missing: whether the broker lacked it at the last check.
+    """
+
+    expected: Marker | None = None
+    missing: bool = False
+
+    def expect(self, marker: Marker) -> None:
+        """Check for another marker from now on."""
+        self.expected, self.missing = marker, False
+
+
 class Publisher(Protocol):
-    """The way to one broker, for one thread."""
+    """Sends batches to one broker, from one thread.
+
+    Attributes:
+        broker_name: the address of the broker, without a password; empty if no marker can be made there.
+        finds_messages: whether the broker can be asked for a single message.
+    """
+
+    broker_name: str
+    finds_messages: bool
+
+    @property
+    def marker(self) -> MarkerCheck:
+        """The check of the broker's marker."""
 
     def probe(self) -> None:
-        """Make sure, before anything is claimed, that the broker can be reached.
+        """Check, before a claim, that the broker can be reached.
 
         Raises:
             BrokerUnavailable: if it cannot.
         """
 
-    def publish(self, outgoing: Sequence[Outgoing], *, timeout_s: float) -> list[Refusal]:
-        """Send a batch and return those of its messages that cannot be sent.
+    def publish(self, outgoing: Sequence[OutgoingMessage], *, timeout_s: float) -> list[Refusal]:
+        """Send a batch; return the messages that were not sent.
 
         Raises:
-            PartlySent: if the time ran out, and which of the messages have not gone is known.
-            BrokerUnavailable: if the batch did not go, or nobody knows; parts of it may have.
+            PartlySent: if the batch ended early, and the unsent messages are known.
+            BrokerUnavailable: if the batch was not sent, or an unknown part of it was.
         """
 
-    def holds(self, overdue: Sequence[Overdue], *, timeout_s: float) -> set[int]:
-        """Return the ids of the deliveries whose message is with the broker, or may well be.
+    def still_queued(
+        self, overdue: Sequence[OverdueDelivery], *, timeout_s: float, after_loss: bool = False
+    ) -> set[int]:
+        """Return the ids of the deliveries whose message the broker or a worker has, or may well have.
+
+        Args:
+            after_loss: whether the broker has lost its messages since the dispatch of these deliveries.
 
         Raises:
-            BrokerUnavailable: if it cannot be asked.
+            BrokerUnavailable: if the broker does not answer.
+        """
+
+    def check_marker(self) -> bool:
+        """Return whether the broker lacks its marker; ask it, unless it has just answered.
+
+        Raises:
+            BrokerUnavailable: if the broker does not answer.
+        """
+
+    def make_marker(self, marker: Marker) -> None:
+        """Make a marker in the broker, and check for it from now on.
+
+        Raises:
+            BrokerUnavailable: if the broker does not answer, or refuses.
+        """
+
+    def workers_have_outcomes(self) -> bool:
+        """Return whether a worker has announced outcomes that it cannot write, or long runs.
+
+        Raises:
+            BrokerUnavailable: if the broker does not answer.
         """
 
     def close(self) -> None:
-        """Let go of the connection."""
+        """Close the connection."""
 
 
-class Parcel(NamedTuple):
+class EncodedMessage(NamedTuple):
     """A message ready to be sent."""
 
-    outgoing: Outgoing
+    outgoing: OutgoingMessage
     body: bytes
-    options: Mapping[str, Any]  # what the publisher added to those of the message
-    message: Message[Any] | None  # built only for those who hook into enqueueing
+    options: Mapping[str, Any]  # the publisher's own, in addition to the message's
+    message: Message[Any] | None  # built only if a middleware has enqueue hooks
 
     @property
     def priority(self) -> int | None:
@@ -88,45 +159,52 @@ class Parcel(NamedTuple):
         return self.outgoing.priority
 
 
-def pack(
+def encode_batch(
     broker: Broker,
-    outgoing: Sequence[Outgoing],
+    outgoing: Sequence[OutgoingMessage],
     options: Iterable[Mapping[str, Any]] = repeat({}),
-) -> tuple[list[Parcel], list[Refusal]]:
-    """Encode a batch, `options` added to each message in turn, and run the hooks before enqueueing."""
-    parcels: list[Parcel] = []
+) -> tuple[list[EncodedMessage], list[Refusal]]:
+    """Run the `before_enqueue` hooks and encode a batch.
+
+    Args:
+        broker: the broker whose middleware has the hooks.
+        outgoing: the messages.
+        options: for each message in turn, the options to add.
+    """
+    encoded_messages: list[EncodedMessage] = []
     refusals: list[Refusal] = []
     hooked = has_enqueue_hooks(broker)
     for item, extra in zip(outgoing, options, strict=False):
         try:
-            parcels.append(
-                _hooked(broker, item, extra) if hooked else Parcel(item, item.body(**extra), extra, None)
+            encoded_messages.append(
+                _encode_with_hooks(broker, item, extra)
+                if hooked
+                else EncodedMessage(item, item.body(**extra), extra, None)
             )
-        except Exception as error:  # whatever one message holds or one hook raises, the others go
+        except Exception as error:  # one malformed message or failing hook does not stop the others
             refusals.append(Refusal(item, describe(error)))
-    return parcels, refusals
+    return encoded_messages, refusals
 
 
-def _hooked(broker: Broker, item: Outgoing, options: Mapping[str, Any]) -> Parcel:
+def _encode_with_hooks(broker: Broker, item: OutgoingMessage, options: Mapping[str, Any]) -> EncodedMessage:
     message = item.message().copy(options=options)
     broker.emit_before("enqueue", message, None)
-    # Only now, as hooks may add to the message's options.
-    return Parcel(item, message.encode(), options, message)
+    # After the hooks, which may add options.
+    return EncodedMessage(item, message.encode(), options, message)
 
 
-def unpack(broker: Broker, parcels: Iterable[Parcel]) -> None:
-    """Run the hooks after enqueueing, for messages that were sent."""
-    for parcel in parcels:
-        if parcel.message is not None:
-            broker.emit_after("enqueue", parcel.message, None)
+def emit_enqueued(broker: Broker, encoded_messages: Iterable[EncodedMessage]) -> None:
+    """Run the `after_enqueue` hooks of messages that were sent."""
+    for encoded in encoded_messages:
+        if encoded.message is not None:
+            broker.emit_after("enqueue", encoded.message, None)
 
 
 def has_enqueue_hooks(broker: Broker) -> bool:
-    """Say whether any middleware wants to see messages as they are enqueued."""
+    """Return whether a middleware has enqueue hooks that the relay must run."""
     return any(
         _overrides(middleware, hook)
         for middleware in broker.middleware
-        if not getattr(middleware, "ignores_relay", False)
         for hook in ("before_enqueue", "after_enqueue")
     )
 

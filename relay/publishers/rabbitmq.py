@@ -5,207 +5,235 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Final, TypeGuard
+from typing import Any, Final
 
 import pika
-from dramatiq import Broker
 from dramatiq.brokers.rabbitmq import RabbitmqBroker
-from dramatiq.common import dq_name, q_name
+from dramatiq.common import q_name
 from dramatiq.errors import ConnectionClosed
-from pika.exceptions import AMQPChannelError, AMQPError
+from pika.exceptions import AMQPError
 
 from outbox.errors import BrokerUnavailable
-from relay.copies import Overdue
 from relay.deadlines import within
-from relay.messages import Outgoing
-from relay.publishers.amqp import Letter, Link
-from relay.publishers.base import (
-    DEEP_QUEUE,
+from relay.messages.dispatch_ids import OverdueDelivery
+from relay.messages.single import OutgoingMessage
+
+from .amqp import AmqpConnection
+from .amqp_types import AmqpMessage
+from .base import (
     PROBE_INTERVAL_S,
     PROBE_TIMEOUT_S,
-    Parcel,
+    EncodedMessage,
+    Marker,
+    MarkerCheck,
     Refusal,
     describe,
-    pack,
-    unpack,
+    emit_enqueued,
+    encode_batch,
 )
+from .rabbitmq_broker import address, declare
+from .rabbitmq_queues import has_announcement, lacks_marker, make_marker
 
-# RabbitMQ closes the channel with this code over a message that is too large.
+# RabbitMQ closes the channel with this code if a message is too large.
 PRECONDITION_FAILED = 406
+
+# In a queue with more messages than this, an overdue message may still wait for a worker.
+DEEP_QUEUE = 1000
+
+NACKED = "RabbitMQ did not take the message (nack); its queue may be full"
 
 PERSISTENT: Final = 2
 PLAIN = pika.BasicProperties(delivery_mode=PERSISTENT)
 
 
 class RabbitmqPublisher:
-    """Publish as `RabbitmqBroker.enqueue` does, but confirmed whatever `confirm_delivery` says.
+    """Publish as `RabbitmqBroker.enqueue` does, but with confirms whatever `confirm_delivery` is.
 
-    The connection is one of its own, as the broker's waits for one confirm at a time, if at all.
+    The publisher has its own connection: the broker's waits for one confirm at a time, if at all. The marker
+    is a durable queue without messages.
     """
 
+    finds_messages = False
+
     def __init__(self, broker: RabbitmqBroker) -> None:
+        self.broker_name = address(broker)
+        self.marker = MarkerCheck()
         self._broker = broker
-        self._link: Link | None = None
+        self._connection: AmqpConnection | None = None
 
     def probe(self) -> None:
-        """Connect, or see whether a connection that has been idle still stands."""
+        """Connect, or ping over a connection that has been idle."""
         deadline = time.monotonic() + PROBE_TIMEOUT_S
-        with self._dropping_a_broken_link():
-            link = self._connected(deadline)
-            if time.monotonic() - link.answered_at >= PROBE_INTERVAL_S:
-                link.ping(deadline)
+        with self._dropping_a_broken_connection():
+            connection = self._connected(deadline)
+            if time.monotonic() - connection.answered_at >= PROBE_INTERVAL_S:
+                self._ping(connection, deadline)
 
-    def publish(self, outgoing: Sequence[Outgoing], *, timeout_s: float) -> list[Refusal]:
+    def publish(self, outgoing: Sequence[OutgoingMessage], *, timeout_s: float) -> list[Refusal]:
         """Send the batch, wait for all confirms, and return the messages that RabbitMQ did not take.
 
-        Those of a queue that has gone are sent once more after it has been declared again.
+        If a queue is missing, the publisher declares it and sends its messages once more.
         """
         deadline = time.monotonic() + timeout_s
-        parcels, refusals = pack(self._broker, outgoing)
-        with self._dropping_a_broken_link():
-            unroutable = self._send(parcels, refusals, deadline)
+        encoded_messages, refusals = encode_batch(self._broker, outgoing)
+        with self._dropping_a_broken_connection():
+            unroutable = self._send(encoded_messages, refusals, deadline)
             if unroutable:
                 self._broker.queues_pending |= {q_name(p.outgoing.queue_name) for p in unroutable}
-                for parcel in self._send(unroutable, refusals, deadline):
-                    queue = parcel.outgoing.queue_name
-                    refusals.append(Refusal(parcel.outgoing, f"queue {queue!r} vanishes as soon as declared"))
+                for encoded in self._send(unroutable, refusals, deadline):
+                    queue = encoded.outgoing.queue_name
+                    refusals.append(
+                        Refusal(encoded.outgoing, f"queue {queue!r} vanishes as soon as declared")
+                    )
         refused = {id(refusal.outgoing) for refusal in refusals}
-        unpack(self._broker, (p for p in parcels if id(p.outgoing) not in refused))
+        emit_enqueued(self._broker, (p for p in encoded_messages if id(p.outgoing) not in refused))
         return refusals
 
-    def holds(self, overdue: Sequence[Overdue], *, timeout_s: float) -> set[int]:
-        """Return the deliveries of queues that are deep, as RabbitMQ cannot be asked about a message."""
+    def still_queued(
+        self, overdue: Sequence[OverdueDelivery], *, timeout_s: float, after_loss: bool = False
+    ) -> set[int]:
+        """Return the deliveries to deep queues: RabbitMQ has no lookup of a message.
+
+        While a worker of a queue has outcomes that it cannot write, each delivery may be one of these.
+        """
         deadline = time.monotonic() + timeout_s
-        with self._dropping_a_broken_link():
-            link = self._connected(deadline)
-            depths = {
-                queue: sum(link.depth(name, deadline) for name in (queue, dq_name(queue)))
-                for queue in {row.queue for row in overdue}
-            }
-        # The depth is one of messages; what counts is how long it takes to work them off.
-        return {row.delivery_id for row in overdue if depths[row.queue] * max(row.pack, 1) > DEEP_QUEUE}
+        with self._dropping_a_broken_connection():
+            connection = self._connected(deadline)
+            queues = {row.queue for row in overdue}
+            found = {queue for queue in queues if has_announcement(connection, queue, deadline)}
+            if not after_loss:
+                found |= {queue for queue in queues if connection.depth(queue, deadline) > DEEP_QUEUE}
+        return {row.delivery_id for row in overdue if row.queue in found}
+
+    def check_marker(self) -> bool:
+        """Return whether RabbitMQ lacks the queue of the marker."""
+        self.probe()
+        return self.marker.missing
+
+    def make_marker(self, marker: Marker) -> None:
+        """Declare the queue of the marker."""
+        deadline = time.monotonic() + PROBE_TIMEOUT_S
+        with self._dropping_a_broken_connection():
+            make_marker(self._connected(deadline), marker, deadline)
+        self.marker.expect(marker)
+
+    def workers_have_outcomes(self) -> bool:
+        """Return whether a worker has announced outcomes within the last 30 seconds."""
+        deadline = time.monotonic() + PROBE_TIMEOUT_S
+        with self._dropping_a_broken_connection():
+            connection = self._connected(deadline)
+            return any(has_announcement(connection, queue, deadline) for queue in set(self._broker.queues))
 
     def close(self) -> None:
         """Close the connection."""
-        link, self._link = self._link, None
-        if link is not None:
-            link.close()
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
 
-    def _send(self, parcels: Iterable[Parcel], refusals: list[Refusal], deadline: float) -> list[Parcel]:
-        """Send what can be sent, add the rest to `refusals`, and return what reached no queue."""
-        link = self._connected(deadline)
-        heaps = [self._declared(parcels, refusals, deadline)]
-        unroutable: list[Parcel] = []
-        while heaps:
-            heap = heaps.pop()
-            sent = link.send(map(_letter, heap), deadline)
-            refusals += [Refusal(heap[place].outgoing, error) for place, error in sent.refused.items()]
-            unroutable += [heap[place] for place in sent.unroutable]
-            if sent.closed_by is None:
+    def _send(
+        self, encoded_messages: Iterable[EncodedMessage], refusals: list[Refusal], deadline: float
+    ) -> list[EncodedMessage]:
+        """Send messages, add those that cannot be sent to `refusals`, and return those without a queue."""
+        connection = self._connected(deadline)
+        pending_groups = [self._declared(encoded_messages, refusals, deadline)]
+        unroutable: list[EncodedMessage] = []
+        while pending_groups:
+            group = pending_groups.pop()
+            result = connection.send(map(_amqp_message, group), deadline)
+            refusals += [Refusal(group[index].outgoing, error) for index, error in result.refused.items()]
+            # RabbitMQ never nacks a message for its content.
+            refusals += [Refusal(group[index].outgoing, NACKED, is_proved=False) for index in result.nacked]
+            unroutable += [group[index] for index in result.unroutable]
+            if result.closed_by is None:
                 continue
-            if sent.closed_by.reply_code != PRECONDITION_FAILED:
-                raise BrokerUnavailable(describe(sent.closed_by)) from sent.closed_by
-            link.open_channel(deadline)
-            suspects = [heap[place] for place in sent.unsettled.values()]
-            if len(suspects) == 1:
-                refusals.append(Refusal(suspects[0].outgoing, describe(sent.closed_by)))
+            if result.closed_by.reply_code != PRECONDITION_FAILED:
+                raise BrokerUnavailable(describe(result.closed_by)) from result.closed_by
+            connection.open_channel(deadline)
+            unconfirmed = [group[index] for index in result.unconfirmed.values()]
+            if len(unconfirmed) == 1:
+                refusals.append(Refusal(unconfirmed[0].outgoing, describe(result.closed_by)))
             else:
-                # One of them is at fault. Halves find it soon enough to stay within the deadline.
-                middle = len(suspects) // 2
-                heaps += [suspects[middle:], suspects[:middle]]
+                # RabbitMQ closed the channel because of one of them. Bisection finds it within the deadline.
+                middle = len(unconfirmed) // 2
+                pending_groups += [unconfirmed[middle:], unconfirmed[:middle]]
         return unroutable
 
-    def _connected(self, deadline: float) -> Link:
-        if self._link is not None:
-            self._link.pump()
-            if not self._link.is_open:
-                self._drop_link()
-        if self._link is None:
-            self._link = self._connect(deadline)
-        if self._link.blocked is not None:
-            raise BrokerUnavailable(f"RabbitMQ blocks publishers: {self._link.blocked}")
-        return self._link
+    def _connected(self, deadline: float) -> AmqpConnection:
+        if self._connection is not None:
+            self._connection.process_events()
+            if not self._connection.is_open:
+                self._drop_connection()
+        if self._connection is None:
+            self._connection = self._connect(deadline)
+            if self.marker.expected is not None:
+                # Before a message is published, so that no later message counts as lost.
+                self._ping(self._connection, deadline)
+        if self._connection.blocked is not None:
+            raise BrokerUnavailable(f"RabbitMQ blocks publishers: {self._connection.blocked}")
+        return self._connection
 
-    def _connect(self, deadline: float) -> Link:
+    def _ping(self, connection: AmqpConnection, deadline: float) -> None:
+        """Wait for an answer of RabbitMQ, which also checks the marker."""
+        if self.marker.expected is None:
+            connection.ping(deadline)
+        else:
+            self.marker.missing = lacks_marker(connection, self.marker.expected, deadline)
+
+    def _connect(self, deadline: float) -> AmqpConnection:
         """Connect to the first of the broker's hosts that answers."""
         parameters: Any = self._broker.parameters
         hosts = [parameters] if isinstance(parameters, pika.connection.Parameters) else list(parameters)
         while True:
             now = time.monotonic()
             try:
-                return Link(hosts[0], now + (deadline - now) / len(hosts))
+                return AmqpConnection(hosts[0], now + (deadline - now) / len(hosts))
             except BrokerUnavailable:
                 if len(hosts) == 1:
                     raise
                 del hosts[0]
 
-    def _declared(self, parcels: Iterable[Parcel], refusals: list[Refusal], deadline: float) -> list[Parcel]:
-        """Declare the queues that need it, add to `refusals`, and return the parcels that have a queue."""
-        heap = list(parcels)
+    def _declared(
+        self, encoded_messages: Iterable[EncodedMessage], refusals: list[Refusal], deadline: float
+    ) -> list[EncodedMessage]:
+        """Declare missing queues, add to `refusals`, and return the messages that have a queue."""
+        group = list(encoded_messages)
         broker = self._broker
-        queues = {parcel.outgoing.queue_name for parcel in heap}
+        queues = {encoded.outgoing.queue_name for encoded in group}
         pending = {q for q in queues if q not in broker.queues or q in broker.queues_pending}
         if not pending:
-            return heap
-        # The broker knows how its queues are made, but not how to stop waiting. One that was given up may
-        # yet declare them, and then takes from those pending only what is there. A queue that vanishes again
-        # in that very moment is sent to in vain once more, after which it is pending anew.
+            return group
+        # The broker knows the arguments of its queues, but has no timeout. After a timeout, its thread may
+        # still declare them; it then removes only those queues from `queues_pending`. If a queue is deleted
+        # in that moment, one more batch is unroutable, and the queue is pending again.
         try:
-            errors = within(deadline - time.monotonic(), lambda: _declare(broker, pending))
+            errors = within(deadline - time.monotonic(), lambda: declare(broker, pending))
         except TimeoutError as late:
             raise BrokerUnavailable(describe(late)) from late
-        refused = [parcel for parcel in heap if parcel.outgoing.queue_name in errors]
+        refused = [encoded for encoded in group if encoded.outgoing.queue_name in errors]
         refusals += [Refusal(p.outgoing, errors[p.outgoing.queue_name]) for p in refused]
-        return [parcel for parcel in heap if parcel.outgoing.queue_name not in errors]
+        return [encoded for encoded in group if encoded.outgoing.queue_name not in errors]
 
     @contextmanager
-    def _dropping_a_broken_link(self) -> Iterator[None]:
+    def _dropping_a_broken_connection(self) -> Iterator[None]:
         try:
             yield
         except (AMQPError, ConnectionClosed, OSError) as error:
-            self._drop_link()
+            self._drop_connection()
             raise BrokerUnavailable(describe(error)) from error
         except BaseException:
-            # While RabbitMQ blocks publishers a new connection would look fine, until it publishes.
-            if self._link is not None and not (self._link.is_open and self._link.blocked):
-                self._drop_link()
+            # While RabbitMQ blocks publishers, a new connection would learn of it only when it publishes.
+            if self._connection is not None and not (self._connection.is_open and self._connection.blocked):
+                self._drop_connection()
             raise
 
-    def _drop_link(self) -> None:
-        link, self._link = self._link, None
-        if link is not None:
-            link.abort()
+    def _drop_connection(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.abort()
 
 
-def knows(broker: Broker) -> TypeGuard[RabbitmqBroker]:
-    """Say whether this broker enqueues the way this module does."""
-    return (
-        isinstance(broker, RabbitmqBroker)
-        and type(broker).enqueue is RabbitmqBroker.enqueue
-        and "enqueue" not in vars(broker)
-    )
-
-
-def _letter(parcel: Parcel) -> Letter:
-    priority = parcel.priority
+def _amqp_message(encoded: EncodedMessage) -> AmqpMessage:
+    priority = encoded.priority
     plain = priority is None
     properties = PLAIN if plain else pika.BasicProperties(delivery_mode=PERSISTENT, priority=priority)
-    return Letter(parcel.outgoing.queue_name, parcel.body, properties)
-
-
-def _declare(broker: RabbitmqBroker, queues: Iterable[str]) -> dict[str, str]:
-    """Declare queues through the broker; return those that cannot be declared, and why."""
-    errors = {}
-    try:
-        for queue in queues:
-            try:
-                broker.declare_queue(queue, ensure=True)
-            except ConnectionClosed as error:
-                # Such as a queue that exists with other arguments. Anything else concerns them all.
-                if not isinstance(error.message, AMQPChannelError):
-                    raise
-                errors[queue] = describe(error.message)
-    finally:
-        # The broker keeps a connection for each thread, and this one ends here.
-        del broker.connection
-    return errors
+    return AmqpMessage(encoded.outgoing.queue_name, encoded.body, properties)

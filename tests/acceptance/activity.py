@@ -1,4 +1,4 @@
-"""What PostgreSQL says about the connections of relays."""
+"""The connections of relays, read from pg_stat_activity."""
 
 from __future__ import annotations
 
@@ -11,29 +11,35 @@ _OF_RELAYS = (
 )
 
 
-def ask(question: str) -> float:
-    """Return the single number that a query finds; 0 for none."""
+def number(sql: str) -> float:
+    """Return the number that a query returns; 0 for null."""
     with connection.cursor() as cursor:
-        cursor.execute(question)
+        cursor.execute(sql)
         return float(cursor.fetchone()[0] or 0)
 
 
-def quiet_s() -> float:
-    """Return for how long no relay has looked for work."""
-    since = "SELECT extract(epoch FROM clock_timestamp() - max(query_start))"
-    return ask(f"{since} {_OF_RELAYS} AND query !~ 'LISTEN'")
+def idle_s(application: str = APPLICATION) -> float:
+    """Return the seconds since a relay last checked for work or wrote its heartbeat.
+
+    The queries of its maintenance thread do not count.
+    """
+    return number(
+        "SELECT extract(epoch FROM clock_timestamp() - max(query_start)) FROM pg_stat_activity "
+        f"WHERE datname = current_database() AND application_name = '{application}' "
+        "AND query ~ 'AS always|UPDATE \"outbox_processheartbeat\"'"
+    )
 
 
 def connections_of_relays() -> float:
-    """Return how many connections relays have, and whoever started them."""
-    return ask(f"SELECT count(*) {_OF_RELAYS}")
+    """Return the number of connections of relays and their supervisors."""
+    return number(f"SELECT count(*) {_OF_RELAYS}")
 
 
 def listening() -> float:
-    """Return how many relays listen."""
-    return ask(f"SELECT count(*) {_OF_RELAYS} AND query ~ 'LISTEN'")
+    """Return the number of relays that listen."""
+    return number(f"SELECT count(*) {_OF_RELAYS} AND query ~ 'LISTEN'")
 
 
 def in_a_transaction() -> float:
-    """Return how many relays are between claim and commit, waiting for their broker."""
-    return ask(f"SELECT count(*) {_OF_RELAYS} AND state = 'idle in transaction'")
+    """Return the number of relays between claim and commit, which wait for their broker."""
+    return number(f"SELECT count(*) {_OF_RELAYS} AND state = 'idle in transaction'")

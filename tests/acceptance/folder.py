@@ -1,4 +1,4 @@
-"""The traces of the handler `filed`, which needs no database."""
+"""The files of the handler `filed`, which needs no database."""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Folder:
-    """What `filed` has begun and done, and the file that holds it up in between."""
+    """The runs of `filed` that have begun and ended, and the file that makes them wait in between."""
 
     path: Path
 
     @property
     def begun(self) -> list[str]:
-        """The ids of the events whose handler has begun, once for each time."""
+        """The ids of the events whose handler has begun, once per run."""
         return self._lines("begun")
 
     @property
     def done(self) -> list[str]:
-        """The ids of the events whose handler has ended, once for each time."""
+        """The ids of the events whose handler has ended, once per run."""
         return self._lines("done")
 
     @property
     def deaths(self) -> list[str]:
-        """The ids of the events whose handler `deadly` has killed a worker, once for each time."""
+        """The ids of the events whose handler `deadly` has killed a worker, once per kill."""
         return self._lines("deaths")
 
     def hold(self) -> None:
-        """Let every handler that begins wait."""
+        """Make every handler that begins wait."""
         (self.path / "hold").touch()
 
-    def let_go(self) -> None:
-        """Let those that wait go on."""
+    def resume(self) -> None:
+        """Let waiting handlers continue."""
         (self.path / "hold").unlink()
 
     def _lines(self, name: str) -> list[str]:

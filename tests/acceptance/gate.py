@@ -1,4 +1,4 @@
-"""A gate in the database that stops relays between sending a batch and its commit."""
+"""A gate in the database that stops relays between the dispatch of a batch and its commit."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from contextlib import contextmanager
 import psycopg
 
 from tests.conftest import database_url
-from tests.processes import wait_until
+from tests.support.processes import wait_until
 
 KEY = 4711
 
-# A deferred constraint trigger runs within COMMIT, when the broker has the batch already.
+# A deferred constraint trigger runs within COMMIT, when the broker already has the batch.
 CREATE = f"""
 CREATE OR REPLACE FUNCTION outbox_test_gate() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
@@ -21,7 +21,7 @@ BEGIN
 END $$;
 CREATE CONSTRAINT TRIGGER outbox_test_gate AFTER UPDATE ON outbox_delivery
     DEFERRABLE INITIALLY DEFERRED FOR EACH ROW
-    WHEN (OLD.status = 'pending' AND NEW.status = 'dispatched') EXECUTE FUNCTION outbox_test_gate();
+    WHEN (OLD.state = 'pending' AND NEW.state = 'dispatched') EXECUTE FUNCTION outbox_test_gate();
 """
 
 DROP = "DROP TRIGGER outbox_test_gate ON outbox_delivery"
@@ -32,24 +32,24 @@ WHERE locktype = 'advisory' AND NOT granted
   AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
 """
 
-# Without it the server would still carry out the COMMIT that a killed relay has sent, once the gate opens: it
-# looks after its client only between statements. With it the relay died in time.
+# By default the server checks its client only between statements. It would still execute the COMMIT of a
+# killed relay once the gate opens. With this option the server notices the death before.
 NOTICE_DEATH = {"PGOPTIONS": "-c client_connection_check_interval=50ms"}
 
 
 class Gate:
-    """Holds up the commits of relays while it is shut."""
+    """Delays the commits of relays while it is shut."""
 
     def __init__(self, connection: psycopg.Connection) -> None:
         self._connection = connection
         self._connection.execute("SELECT pg_advisory_lock(%s)", [KEY])
 
     def open(self) -> None:
-        """Let all pass from now on."""
+        """Let all commits pass from now on."""
         self._connection.execute("SELECT pg_advisory_unlock_all()")
 
     def wait_for(self, relays: int) -> None:
-        """Wait until so many relays stand before the gate."""
+        """Wait until this many relays wait at the gate."""
         wait_until(lambda: self._waiting() == relays, what=f"{relays} relays to reach their commit")
 
     def _waiting(self) -> int:
@@ -59,7 +59,7 @@ class Gate:
 
 @contextmanager
 def shut_gate() -> Iterator[Gate]:
-    """Shut the gate of the tests' database; it goes, open, at the end."""
+    """Shut the gate of the tests' database; open and remove it at the end."""
     with psycopg.connect(database_url(), autocommit=True) as connection:
         connection.execute(CREATE)
         gate = Gate(connection)

@@ -1,10 +1,11 @@
-"""The processes that play in acceptance tests, and what an onlooker sees in the table and the broker."""
+"""The processes of acceptance tests, and the contents of the table and the broker."""
 
 from __future__ import annotations
 
 import json
 import os
 from collections import Counter
+from datetime import timedelta
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -12,16 +13,18 @@ import dramatiq
 import pika
 import redis
 from django.db.models import Sum
+from django.db.models.functions import Now
 
 from outbox.models import Delivery, Event, HandlerStats
-from tests.acceptance.activity import APPLICATION
-from tests.processes import Process, wait_until
+from tests.support.processes import Process, wait_until
+
+from .activity import APPLICATION
 
 STATES_DEADLINE_S = 60
 
 
 def relay(env: dict[str, str], *options: str) -> Process:
-    """Prepare `manage.py run_relay`, known to PostgreSQL by its name."""
+    """Prepare `manage.py run_relay`, with its application name for PostgreSQL."""
     return Process.manage("run_relay", *options, env=env | {"PGAPPNAME": APPLICATION})
 
 
@@ -31,7 +34,7 @@ def worker(env: dict[str, str], threads: int = 4) -> Process:
 
 
 def run(env: dict[str, str], *options: str) -> None:
-    """Run a relay that ends by itself, and require that it ends well."""
+    """Run a relay to its end, and require the exit status 0."""
     with relay(env, *options) as process:
         assert process.wait() == 0
 
@@ -42,7 +45,7 @@ def with_options(env: dict[str, str], **options: Any) -> dict[str, str]:
 
 
 def requeueing_soon(env: dict[str, str]) -> dict[str, str]:
-    """Return `env` with a Redis broker that does not wait for a minute to give back what dead workers had."""
+    """Return `env` with a Redis broker that requeues messages of dead workers after 3 s, not 60 s."""
     if urlsplit(env["OUTBOX_TEST_BROKER_URL"]).scheme != "redis":
         return env
     options = {"heartbeat_timeout": 3000, "maintenance_chance": 1_000_000}
@@ -50,20 +53,28 @@ def requeueing_soon(env: dict[str, str]) -> dict[str, str]:
 
 
 def states() -> dict[str, int]:
-    """Return how many deliveries are in which state."""
-    return dict(Counter(Delivery.objects.values_list("status", flat=True)))
+    """Return the number of deliveries in each state."""
+    return dict(Counter(Delivery.objects.values_list("state", flat=True)))
 
 
 def wait_for_states(deadline_s: float = STATES_DEADLINE_S, **wanted: int) -> None:
-    """Wait until exactly so many deliveries are in these states, and none in another."""
+    """Wait until the deliveries have these states, with these numbers and no others."""
     try:
         wait_until(lambda: states() == wanted, deadline_s)
     except AssertionError:
-        raise AssertionError(f"waited {deadline_s} s for {wanted}; there are {states()}") from None
+        raise AssertionError(f"waited {deadline_s} s for {wanted}; the states are {states()}") from None
+
+
+def make_overdue() -> None:
+    """Let the time for the confirmation of all dispatched deliveries end now.
+
+    With a short `CONFIRM_TIMEOUT` instead, it would end again while a worker of a busy machine boots.
+    """
+    assert Delivery.objects.unconfirmed().update(confirm_by=Now() - timedelta(seconds=1))
 
 
 def attempts(**states: Any) -> set[int]:
-    """Return the numbers of attempts that deliveries in a state have had."""
+    """Return the numbers of attempts of the deliveries in a state."""
     return set(Delivery.objects.filter(**states).values_list("attempts", flat=True))
 
 
@@ -77,11 +88,11 @@ def ids(events: list[Event]) -> list[str]:
     return [str(event.pk) for event in events]
 
 
-# ---------------------------------------------------------------- what the broker holds
+# ---------------------------------------------------------------- messages in the broker
 
 
 def waiting_in_broker(url: str) -> list[int]:
-    """Return the deliveries whose messages wait in the queues of this session, once for each message."""
+    """Return the delivery of each message that waits in the queues of this session."""
     read = _read_redis if urlsplit(url).scheme == "redis" else _read_rabbitmq
     return sorted(json.loads(body)["options"]["outbox"]["delivery"] for body in read(url))
 
@@ -92,13 +103,24 @@ def _queues() -> list[str]:
 
 
 def _read_redis(url: str) -> list[bytes]:
-    namespace = os.environ["OUTBOX_TEST_PREFIX"].rstrip("_")
     with redis.Redis.from_url(url) as client:
-        return [body for queue in _queues() for body in client.hvals(f"{namespace}:{queue}.msgs")]
+        return [body for queue in _queues() for body in client.hvals(f"{namespace()}:{queue}.msgs")]
+
+
+def age_redis_heartbeats(url: str) -> None:
+    """Let the heartbeats of all workers be so old that Redis may requeue the messages of these workers."""
+    heartbeats = f"{namespace()}:__heartbeats__"
+    with redis.Redis.from_url(url) as client:
+        client.zadd(heartbeats, dict.fromkeys(client.zrange(heartbeats, 0, -1), 1))
+
+
+def namespace() -> str:
+    """Return the namespace of this session's keys in Redis."""
+    return os.environ["OUTBOX_TEST_PREFIX"].rstrip("_")
 
 
 def _read_rabbitmq(url: str) -> list[bytes]:
-    # What is not acknowledged goes back to its queue when the connection closes.
+    # Messages that are not acknowledged return to their queue when the connection closes.
     with pika.BlockingConnection(pika.URLParameters(url)) as connection:
         return [body for queue in _queues() for body in _read_queue(connection, queue)]
 
@@ -110,5 +132,5 @@ def _read_queue(connection: pika.BlockingConnection, queue: str) -> list[bytes]:
         while (body := channel.basic_get(queue)[2]) is not None:
             bodies.append(body)
     except pika.exceptions.ChannelClosedByBroker:
-        pass  # nobody has declared the queue yet
+        pass  # the queue is not declared yet
     return bodies

@@ -1,4 +1,4 @@
-"""A way to a broker that can be switched off and on while the broker itself runs on."""
+"""A switch between clients and a broker that keeps running."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit, urlunsplit
 
-from tests.proxy import POLL_INTERVAL_S, Proxy
+from tests.support.proxy import POLL_INTERVAL_S, Proxy
 
 
 class Switch:
-    """An address at which a broker answers, keeps silent, or is not there at all."""
+    """An address at which a broker answers, does not answer, or refuses connections."""
 
     def __init__(self, url: str) -> None:
         self._parts = urlsplit(url)
@@ -29,30 +29,30 @@ class Switch:
 
     @property
     def url(self) -> str:
-        """The URL to connect to; it stays the same."""
+        """The URL to connect to; it does not change."""
         login, at, _server = self._parts.netloc.rpartition("@")
         return urlunsplit(self._parts._replace(netloc=f"{login}{at}127.0.0.1:{self._port}"))
 
     def on(self) -> None:
-        """Let the broker answer."""
+        """Connect clients to the broker."""
         self._proxy = _ProxyAt(self._parts.hostname or "127.0.0.1", self._parts.port or 5672, self._port)
         self._proxy.__enter__()
         self._port = self._proxy.port
 
     def freeze(self) -> None:
-        """Keep connections open, but pass on nothing."""
+        """Keep connections open, but pass no bytes on."""
         assert self._proxy is not None
         self._proxy.freeze()
 
     def off(self) -> None:
-        """End all connections and refuse new ones; what was held back is lost."""
+        """End all connections and refuse new ones; bytes that were not passed on are lost."""
         proxy, self._proxy = self._proxy, None
         if proxy is not None:
             proxy.end()
 
 
 class _ProxyAt(Proxy):
-    """A proxy at a given port, or at any for 0."""
+    """A proxy at a given port, or at any free port for 0."""
 
     def __init__(self, host: str, upstream_port: int, port: int) -> None:
         super().__init__(upstream_port, host)
@@ -62,9 +62,9 @@ class _ProxyAt(Proxy):
             self._listener.settimeout(POLL_INTERVAL_S)
 
     def end(self) -> None:
-        """Cut what there is, once nothing can come any more."""
+        """Refuse new connections, and then cut the existing ones."""
         self._closing = True
-        # The first thread accepts: a connection that it takes late would escape the cut.
+        # The first thread accepts connections. A connection that it accepts late would not be cut.
         self._threads[0].join()
         self.cut()
         self.__exit__(None, None, None)

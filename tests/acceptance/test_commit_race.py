@@ -1,29 +1,20 @@
-"""Between sending a batch and its commit: a relay is killed there, and a worker is quicker."""
+"""Between the dispatch of a batch and its commit, a relay is killed, or a worker confirms."""
 
 from __future__ import annotations
 
 import pytest
 
-from tests.acceptance.folder import Folder
-from tests.acceptance.gate import NOTICE_DEATH, shut_gate
-from tests.acceptance.stage import (
-    attempts,
-    counted,
-    ids,
-    relay,
-    run,
-    states,
-    wait_for_states,
-    waiting_in_broker,
-    worker,
-)
-from tests.helpers import publish
-from tests.processes import wait_until
+from tests.support.data_flow import publish
+from tests.support.processes import wait_until
+
+from .folder import Folder
+from .gate import NOTICE_DEATH, shut_gate
+from .stage import attempts, counted, ids, relay, run, states, wait_for_states, waiting_in_broker, worker
 
 pytestmark = [pytest.mark.postgres, pytest.mark.slow]
 
 
-def test_what_a_killed_relay_had_sent_but_not_committed_is_sent_again(
+def test_messages_that_a_killed_relay_sent_without_a_commit_are_sent_again(
     broker_env: dict[str, str], broker_url: str, folder: Folder
 ) -> None:
     events = [publish("filed.mail") for _ in range(20)]
@@ -43,7 +34,7 @@ def test_what_a_killed_relay_had_sent_but_not_committed_is_sent_again(
 
 
 @pytest.mark.redis
-def test_another_relay_need_not_wait_for_one_that_hangs(redis_env: dict[str, str]) -> None:
+def test_a_relay_does_not_wait_for_another_that_hangs(redis_env: dict[str, str]) -> None:
     for _ in range(10):
         publish("filed.mail")
     with shut_gate() as gate, relay(redis_env, "--batch-size", "4") as hanging:
@@ -55,16 +46,16 @@ def test_another_relay_need_not_wait_for_one_that_hangs(redis_env: dict[str, str
             assert other.wait() == 0
         hanging.terminate()
         assert hanging.wait() == 0
-    assert attempts(status="dispatched") == {1}
+    assert attempts(state="dispatched") == {1}
 
 
-def test_a_confirmation_that_beats_the_commit_of_the_relay_counts(
+def test_a_confirmation_before_the_commit_of_the_relay_counts(
     broker_env: dict[str, str], folder: Folder
 ) -> None:
     event = publish("filed.mail")
     with shut_gate() as gate, worker(broker_env), relay(broker_env):
         gate.wait_for(1)
-        # The statistics go with the confirmation, so that one has tried, and found the row locked.
+        # The statistics are written with the confirmation, which has skipped the locked row.
         wait_until(lambda: counted("succeeded") == 1, what="the worker to confirm")
         assert states() == {"pending": 1}
         gate.open()

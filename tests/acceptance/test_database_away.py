@@ -1,4 +1,4 @@
-"""The database is restarted under relay and worker: both recover, and no outcome is lost."""
+"""Relay and worker recover after a restart of the database, and no outcome is lost."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import pytest
 from django.db import connection
 
 from example.services import EmbeddedPostgres
-from outbox.models import RelayHeartbeat
-from tests.acceptance.folder import Folder
-from tests.acceptance.stage import attempts, counted, ids, relay, wait_for_states, worker
-from tests.helpers import publish
-from tests.processes import wait_until
+from outbox.models import ProcessHeartbeat
+from tests.support.data_flow import publish
+from tests.support.processes import wait_until
+
+from .folder import Folder
+from .stage import attempts, counted, ids, relay, wait_for_states, worker
 
 pytestmark = [pytest.mark.postgres, pytest.mark.slow]
 
@@ -30,10 +31,10 @@ def test_outcomes_wait_in_the_worker_until_the_database_is_back(
         wait_for_states(dispatched=100)
         wait_until(lambda: folder.begun, what="a handler to begin")
         own_postgres.kill()
-        folder.let_go()
+        folder.resume()
         wait_until(lambda: len(folder.done) == 100, what="all handlers to end")
         wait_until(
-            lambda: working.output.count("is away;") >= SEVERAL_SECONDS, what="the worker to try in vain"
+            lambda: working.output.count("is away;") >= SEVERAL_SECONDS, what="the worker to retry its flush"
         )
         relaying.wait_for_line("database away")
         own_postgres.start()
@@ -47,14 +48,14 @@ def test_outcomes_wait_in_the_worker_until_the_database_is_back(
 
 
 @pytest.mark.redis
-def test_relay_and_worker_go_on_after_a_restart_of_the_database(
+def test_relay_and_worker_continue_after_a_restart_of_the_database(
     own_postgres: EmbeddedPostgres, redis_env: dict[str, str], folder: Folder
 ) -> None:
-    # One that listens is woken by the end of its connection; one that polls finds out by itself.
+    # Without LISTEN the end of a connection does not wake the relay.
     with relay(redis_env, "--no-listen"), worker(redis_env):
         events = [publish("filed.mail")]
         wait_for_states(succeeded=1)
-        wait_until(RelayHeartbeat.objects.exists, what="the relay to wait")
+        wait_until(ProcessHeartbeat.objects.relays().exists, what="the relay to wait")
         own_postgres.restart("immediate")
         connection.close()
         events.append(publish("filed.mail"))

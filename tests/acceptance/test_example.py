@@ -1,4 +1,4 @@
-"""The example's own tests, run as its README says."""
+"""The tests of the example, run as in its README."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.conftest import SQLITE, database_url
-from tests.processes import Process
+from tests.support.processes import Process
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTEST = ("-m", "pytest", "-p", "no:cacheprovider", "example")
@@ -36,7 +36,7 @@ def test_the_tests_of_the_example_pass(command: tuple[str, ...], outcome: str, t
 
 
 def own_database(tmp_path: Path) -> str:
-    """Return a database beside that of these tests; Django makes the test database of its name."""
+    """Return the URL of a database on the test server; Django derives its test database from the name."""
     if SQLITE:
         return f"sqlite:///{tmp_path / 'shop.sqlite3'}"
     name = f"example_{os.environ['OUTBOX_TEST_PREFIX']}{tmp_path.name[-20:].strip('_')}"

@@ -9,17 +9,22 @@ from datetime import timedelta
 import pytest
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import User
-from django.db import transaction
 from django.test import Client
 from django.urls import reverse
 
-import outbox
 from outbox.confirmations import Confirmations
+from outbox.confirmations.outcome import Outcome
 from outbox.models import Delivery
-from outbox.outcomes import Outcome
-from tests.acceptance.folder import Folder
-from tests.acceptance.stage import (
+from tests.conftest import clear_redis
+from tests.support.data_flow import publish
+from tests.support.processes import wait_until
+from tests.testapp.models import Effect
+
+from .folder import Folder
+from .stage import (
+    age_redis_heartbeats,
     ids,
+    make_overdue,
     relay,
     requeueing_soon,
     run,
@@ -29,16 +34,12 @@ from tests.acceptance.stage import (
     with_options,
     worker,
 )
-from tests.conftest import clear_redis
-from tests.helpers import publish
-from tests.processes import wait_until
-from tests.testapp.models import Effect
 
 pytestmark = [pytest.mark.postgres, pytest.mark.slow]
 
 
 def retry_in_admin(delivery: Delivery) -> None:
-    """Tick a delivery in the admin's list and choose the action that retries it."""
+    """Select a delivery in the admin's list and run the action that retries it."""
     client = Client()
     client.force_login(User.objects.create_superuser("operator"))
     address = reverse("admin:outbox_delivery_changelist")
@@ -60,52 +61,35 @@ def test_a_failed_delivery_keeps_its_traceback_and_is_retried_from_the_admin(
         assert delivery.error.startswith("Traceback (most recent call last):")
         assert ", in broken\n" in delivery.error
         assert delivery.error.rstrip().endswith("Refused: cannot handle {'order': 7}")
-        Effect.objects.create(handler="mended", event_id=event.pk)
+        Effect.objects.create(handler="repaired", event_id=event.pk)
         retry_in_admin(delivery)
         wait_for_states(succeeded=1)
     assert Effect.objects.filter(handler="broken", event_id=event.pk).count() == 1
     assert LogEntry.objects.get().object_id == str(delivery.pk)
 
 
-def report(delivery: Delivery, status: str, error: str) -> Outcome:
-    """Return an outcome as a worker has it."""
-    return Outcome(delivery.pk, "default", "broken", status, "", 0.01, error)
+def outcome_of(delivery: Delivery, state: str, error: str) -> Outcome:
+    """Return an outcome as a worker reports it."""
+    return Outcome(delivery.ref, "default", "broken", state, "", 0.01, error)
 
 
 @pytest.mark.parametrize("late", ["dispatched", "pending"])
-def test_a_failure_stands_though_the_report_of_the_try_before_comes_later(
+def test_a_failure_is_kept_if_the_outcome_of_the_try_before_comes_later(
     transactional_db: None, late: str
 ) -> None:
-    """Dramatiq enqueues a retry before it lets the outbox report it: another thread may be quicker."""
+    """Dramatiq enqueues a retry before the outbox reports it, so another thread may report first."""
     delivery = publish("broken.mail").deliveries.get()
     Delivery.objects.mark_dispatched(timedelta(hours=1))
-    reports = Confirmations()
-    reports.add(report(delivery, "failed", "for good"))
-    reports.add(report(delivery, late, "not yet"))
-    reports.close()
+    buffer = Confirmations()
+    buffer.add(outcome_of(delivery, "failed", "for good"))
+    buffer.add(outcome_of(delivery, late, "not yet"))
+    buffer.close()
     delivery.refresh_from_db()
-    assert (delivery.status, delivery.error) == ("failed", "for good")
-
-
-@pytest.mark.parametrize("at_once", [True, False])
-def test_what_a_retry_gave_back_stays_pending_though_the_report_of_the_retry_comes_later(
-    transactional_db: None, at_once: bool
-) -> None:
-    """It would wait for a confirmation that nobody is going to send."""
-    delivery = publish("broken.mail").deliveries.get()
-    Delivery.objects.mark_dispatched(timedelta(hours=1))
-    reports = Confirmations()
-    reports.add(report(delivery, "pending", "to go one by one"))
-    if not at_once:
-        wait_until(reports.flush, what="the first report to be written")
-    reports.add(report(delivery, "dispatched", "to be retried"))
-    reports.close()
-    delivery.refresh_from_db()
-    assert (delivery.status, delivery.confirm_by) == ("pending", None)
+    assert (delivery.state, delivery.error) == ("failed", "for good")
 
 
 @pytest.mark.rabbitmq
-def test_rabbitmq_gives_the_message_of_a_killed_worker_to_the_next(
+def test_rabbitmq_requeues_the_message_of_a_killed_worker(
     process_env: dict[str, str], rabbitmq_url: str, folder: Folder
 ) -> None:
     env = process_env | {"OUTBOX_TEST_BROKER_URL": rabbitmq_url}
@@ -117,13 +101,13 @@ def test_rabbitmq_gives_the_message_of_a_killed_worker_to_the_next(
 
 
 @pytest.mark.redis
-def test_a_relay_has_redis_give_the_message_of_a_killed_worker_to_the_next(
-    redis_env: dict[str, str], folder: Folder
+def test_a_relay_makes_redis_requeue_the_message_of_a_killed_worker(
+    redis_env: dict[str, str], redis_url: str, folder: Folder
 ) -> None:
-    env = with_options(redis_env, CONFIRM_TIMEOUT=2)
-    env |= {"OUTBOX_TEST_BROKER_OPTIONS": json.dumps({"heartbeat_timeout": 2000, "maintenance_chance": 0})}
+    env = redis_env | {"OUTBOX_TEST_BROKER_OPTIONS": json.dumps({"maintenance_chance": 0})}
     (event,) = kill_a_worker_in_the_middle(env, folder)
-    wait_until(Delivery.objects.overdue().exists, what="the confirmation to be overdue")
+    age_redis_heartbeats(redis_url)
+    make_overdue()
     with relay(env), worker(env):
         wait_for_states(succeeded=1)
     assert (folder.begun, folder.done) == ([event] * 2, [event])
@@ -131,31 +115,28 @@ def test_a_relay_has_redis_give_the_message_of_a_killed_worker_to_the_next(
 
 
 @pytest.mark.redis
-def test_the_message_of_a_killed_worker_is_sent_again_when_nobody_confirms_it(
+def test_the_message_of_a_killed_worker_is_redelivered_without_a_confirmation(
     redis_env: dict[str, str], redis_url: str, folder: Folder
 ) -> None:
-    env = with_options(redis_env, CONFIRM_TIMEOUT=2)
-    (event,) = kill_a_worker_in_the_middle(env, folder)
-    # Else Redis gives it to the next worker, after a minute.
+    (event,) = kill_a_worker_in_the_middle(redis_env, folder)
+    # Otherwise Redis gives the message to the next worker, after a minute.
     clear_redis(redis_url)
-    wait_until(Delivery.objects.overdue().exists, what="the confirmation to be overdue")
-    with relay(env), worker(env):
+    make_overdue()
+    with relay(redis_env), worker(redis_env):
         wait_for_states(succeeded=1)
     assert (folder.begun, folder.done) == ([event] * 2, [event])
     assert Delivery.objects.get().redeliveries == 1
 
 
-def test_a_message_that_kills_its_workers_fails_and_the_others_go_on(
-    broker_env: dict[str, str], folder: Folder
-) -> None:
-    # A worker that is killed takes outcomes with it that it had not confirmed yet; these deliveries go again.
+def test_a_poison_message_fails_and_other_messages_run(broker_env: dict[str, str], folder: Folder) -> None:
+    # A killed worker loses its unconfirmed outcomes, and their deliveries are redelivered.
     env = requeueing_soon(with_options(broker_env, CONFIRM_TIMEOUT=5))
     deadly = publish("deadly.mail")
     others = [publish("filed.mail") for _ in range(5)]
     wanted = {"failed": 1, "succeeded": 5}
     with relay(env):
         while states() != wanted:
-            # As a supervisor does: Dramatiq's master process ends when one of its workers dies.
+            # Restart the worker as a supervisor does: Dramatiq ends when one of its worker processes dies.
             with worker(env) as process:
                 wait_until(lambda: process.returncode is not None or states() == wanted, 60)
             assert len(folder.deaths) <= 3
@@ -166,30 +147,7 @@ def test_a_message_that_kills_its_workers_fails_and_the_others_go_on(
     assert delivery.crashes == 3
 
 
-def test_of_a_pack_that_kills_its_workers_only_the_bad_one_fails(
-    broker_env: dict[str, str], folder: Folder
-) -> None:
-    env = requeueing_soon(with_options(broker_env, CONFIRM_TIMEOUT=5))
-    with transaction.atomic():
-        events = outbox.publish_many(
-            {"topic": "heap.it", "payload": "deadly" if n == 4 else n} for n in range(10)
-        )
-    deadly = events.pop(4)
-    wanted = {"failed": 1, "succeeded": 9}
-    with relay(env):
-        while states() != wanted:
-            with worker(env) as process:
-                wait_until(lambda: process.returncode is not None or states() == wanted, 60)
-            assert len(folder.deaths) <= 3
-    assert folder.deaths == [str(deadly.pk)] * 3
-    assert set(folder.done) == set(ids(events))
-    # What another thread ran when the worker died counts a crash as well, so others may have some.
-    assert Delivery.objects.get(status="failed").error.startswith("crashed: 3 workers died")
-
-
-def test_the_copies_of_a_message_that_killed_its_workers_are_not_run(
-    broker_env: dict[str, str], folder: Folder
-) -> None:
+def test_duplicates_of_a_failed_poison_message_do_not_run(broker_env: dict[str, str], folder: Folder) -> None:
     env = requeueing_soon(with_options(broker_env, MAX_CRASHES=1))
     deadly = publish("deadly.mail")
     run(env, "--drain")
@@ -198,18 +156,18 @@ def test_the_copies_of_a_message_that_killed_its_workers_are_not_run(
     with worker(env):
         wait_for_states(failed=1)
         wait_until(
-            lambda: not waiting_in_broker(env["OUTBOX_TEST_BROKER_URL"]), what="the copy to be dropped"
+            lambda: not waiting_in_broker(env["OUTBOX_TEST_BROKER_URL"]), what="the duplicate to be dropped"
         )
     assert folder.deaths == [str(deadly.pk)]
 
 
 def kill_a_worker_in_the_middle(env: dict[str, str], folder: Folder) -> list[str]:
-    """Publish an event, kill the worker that runs its handler, and return the event's id."""
+    """Publish an event, kill the worker while it runs the handler, and return the event's id."""
     event = publish("filed.mail")
     run(env, "--drain")
     folder.hold()
     with worker(env) as doomed:
         wait_until(lambda: folder.begun, what="the handler to begin")
         doomed.kill()
-    folder.let_go()
+    folder.resume()
     return ids([event])

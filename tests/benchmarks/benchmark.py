@@ -1,4 +1,4 @@
-"""A benchmark: ways of doing the same, which are measured in turn."""
+"""A benchmark: several ways to do the same work, measured in turn."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 Kind = Literal["ours", "floor", "peer"]
 Broker = Literal["redis", "rabbitmq"]
+BrokerClass = Literal["package", "dramatiq"]
 Scale = Literal["small", "full"]
 
 WAYS = "tests.benchmarks.ways"
@@ -15,7 +16,7 @@ WAYS = "tests.benchmarks.ways"
 
 @dataclass(frozen=True, kw_only=True)
 class Peer:
-    """A package to compare with, in an environment of its own."""
+    """A package to compare with, in a virtual environment of its own."""
 
     requirements: tuple[str, ...]
     python: tuple[int, int] = (3, 11)
@@ -23,14 +24,15 @@ class Peer:
 
 @dataclass(frozen=True, kw_only=True)
 class Way:
-    """One way of doing what a benchmark measures.
+    """One way to do the work of a benchmark.
 
     Args:
-        module: the program that does it.
-        part: of the benchmark's events, for ways that would take too long with all of them.
-        peer: what has to be installed for it.
-        database: ways of one module share a process and its database, unless these names differ.
-        prepare: what its process is asked once before all rounds, a task and its arguments.
+        module: the program that does the work.
+        part: the share of the benchmark's events, for ways that would take too long with all of them.
+        broker_class: whose class of Redis broker the way uses; a difference needs a process of its own.
+        peer: the package to install.
+        database: a name; ways of one module share a process and its database unless these names differ.
+        prepare: a task and its arguments, run once before all rounds.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Way:
     task: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
     part: float = 1.0
+    broker_class: BrokerClass = "package"
     peer: Peer | None = None
     database: str = ""
     prepare: Mapping[str, Any] = field(default_factory=dict)
@@ -49,8 +52,8 @@ class Benchmark:
     """Ways to compare, measured in turn.
 
     Args:
-        count: what the number of a round's events is called by the tasks.
-        turns: in which the ways share a full round, each with a part of the events; medians are over all.
+        count: the name of the tasks' argument for the number of events.
+        turns: the parts of a full round; medians are over all turns.
     """
 
     key: str
@@ -62,21 +65,25 @@ class Benchmark:
     turns: int = 1
 
     def turns_of(self, scale: Scale) -> int:
-        """Return the turns of a round, of a small one only one."""
+        """Return the turns of a round; a small round has one."""
         return self.turns if scale == "full" else 1
 
 
-def ours(task: str, name: str = "this package", **arguments: Any) -> Way:
+def ours(task: str, name: str = "this package", **options: Any) -> Way:
     """Return a way of this package."""
-    part = arguments.pop("part", 1.0)
-    return Way(name=name, module=f"{WAYS}.outbox", kind="ours", task=task, arguments=arguments, part=part)
+    return Way(name=name, module=f"{WAYS}.outbox", kind="ours", task=task, **options)
 
 
 def floor(task: str, name: str) -> Way:
-    """Return a floor, written by hand."""
+    """Return a floor: the work written by hand."""
     return Way(name=name, module=f"{WAYS}.floor", kind="floor", task=task)
 
 
-def plain(task: str, name: str, kind: Kind = "floor", part: float = 1.0) -> Way:
+def by_hand(task: str, name: str, **options: Any) -> Way:
+    """Return a way of the loop that is written by hand."""
+    return Way(name=name, module=f"{WAYS}.loop", kind="floor", task=task, **options)
+
+
+def plain(task: str, name: str, kind: Kind = "floor", **options: Any) -> Way:
     """Return a way of Dramatiq alone."""
-    return Way(name=name, module=f"{WAYS}.plain", kind=kind, task=task, part=part)
+    return Way(name=name, module=f"{WAYS}.plain", kind=kind, task=task, **options)

@@ -1,19 +1,20 @@
-"""What is measured: the benchmarks, the ways of doing each, and how many events a round has."""
+"""The benchmarks, the ways to compare in each, and the number of events of a round."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from tests.benchmarks.benchmark import WAYS, Benchmark, Broker, Peer, Scale, Way, floor, ours, plain
+from .benchmark import WAYS, Benchmark, Broker, Peer, Scale, Way, by_hand, floor, ours, plain
 
 PEERS = "tests.benchmarks.peers"
-# Rows that are done with, of events and of deliveries.
+# Finished rows, of events and of deliveries.
 RETAINED: Mapping[Scale, int] = {"small": 1000, "full": 10_000_000}
 
 
 def peers(task: str, **parts: float) -> tuple[Way, ...]:
-    """Return the ways of peers, by the names of their modules, with their parts of the events."""
+    """Return the ways of peers, by module name, with each peer's part of the events."""
     return tuple(
         Way(
             name=name.replace("_", "-"),
@@ -27,7 +28,7 @@ def peers(task: str, **parts: float) -> tuple[Way, ...]:
     )
 
 
-# Ranges, not pins: each is compared as it is today, and the page says which version that was.
+# Ranges, not pins: each peer is compared in its current version, which the page names.
 INSTALLED: Mapping[str, Peer] = {
     "procrastinate": Peer(
         requirements=("procrastinate[django]>=3", "Django>=5.2,<6", "psycopg[binary]>=3.2")
@@ -58,17 +59,41 @@ INSTALLED: Mapping[str, Peer] = {
     ),
 }
 
+# Each peer has all events.
+_ALL_PEERS = dict.fromkeys(INSTALLED, 1.0)
+
 ALONE = "actor.send in on_commit"
+BY_HAND = "by hand: LISTEN, claim, send, block"
+BROKERS: Mapping[Broker, str] = {"redis": "Redis", "rabbitmq": "RabbitMQ"}
+# Events a second, and the events of a full round.
+RATES = {10: 40, 40: 120, 200: 400}
 
 
-def _latency(broker: Broker, **parts: float) -> Benchmark:
+def _idle_latency(broker: Broker, **parts: float) -> Benchmark:
     return Benchmark(
         key=f"latency-{broker}",
-        title=f"Idle latency, commit to handler, {'Redis' if broker == 'redis' else 'RabbitMQ'}",
+        title=f"Idle latency, commit to handler, {BROKERS[broker]}",
         broker=broker,
         count="samples",
         events={"small": 3, "full": 40},
-        ways=(plain("latency", ALONE), ours("latency"), *peers("latency", **parts)),
+        ways=(
+            by_hand("latency", BY_HAND),
+            ours("latency"),
+            plain("latency", ALONE),
+            *peers("latency", **parts),
+        ),
+    )
+
+
+def _latency(broker: Broker, rate: int, **parts: float) -> Benchmark:
+    ways = (by_hand("latency", BY_HAND), ours("latency"), *peers("latency", **parts))
+    return Benchmark(
+        key=f"latency-{broker}-{rate}",
+        title=f"Latency at {rate} events a second, commit to handler, {BROKERS[broker]}",
+        broker=broker,
+        count="samples",
+        events={"small": 3, "full": RATES[rate]},
+        ways=tuple(replace(way, arguments={"rate": rate}) for way in ways),
     )
 
 
@@ -76,9 +101,9 @@ def catalogue(retained: int = RETAINED["full"]) -> Sequence[Benchmark]:
     """Return all benchmarks.
 
     Args:
-        retained: how many rows are kept, where that is what is measured.
+        retained: the number of rows that the benchmark of retained rows writes.
     """
-    # The last one, since a database of that size would be in the way of others.
+    # Last, since a database of that size would slow down the others.
     return (*_SMALL, _retained(retained))
 
 
@@ -91,7 +116,7 @@ def _retained(rows: int) -> Benchmark:
 
 
 def _beside_empty(key: str, title: str, way: Way) -> Benchmark:
-    """Return what compares a relay that runs all the time with one on empty tables."""
+    """Return a benchmark that compares a permanent relay with one on empty tables."""
     return Benchmark(key=key, title=title, events={"small": 200, "full": 50_000}, turns=5, ways=(_EMPTY, way))
 
 
@@ -108,7 +133,7 @@ _EMPTY = _running("relay_on_empty", "empty tables, nothing open")
 _SMALL: Sequence[Benchmark] = (
     Benchmark(
         key="publish",
-        title="Publish: what one event adds to a business transaction",
+        title="Publish: cost of one event in a business transaction",
         events={"small": 20, "full": 2000},
         turns=20,
         ways=(
@@ -118,11 +143,7 @@ _SMALL: Sequence[Benchmark] = (
             plain("publish", ALONE, "peer"),
             *peers(
                 "publish",
-                procrastinate=1,
-                django_celery_outbox=1,
-                faststream_outbox=1,
-                django_tasks_db=1,
-                django_reliable_outbox=1,
+                **_ALL_PEERS,
             ),
         ),
     ),
@@ -140,7 +161,7 @@ _SMALL: Sequence[Benchmark] = (
     Benchmark(
         key="relay-redis",
         title="Relay a backlog to Redis",
-        # So many that a relay's start weighs little.
+        # Enough events to make the start of a relay negligible.
         events={"small": 400, "full": 80_000},
         turns=2,
         ways=(
@@ -162,12 +183,13 @@ _SMALL: Sequence[Benchmark] = (
     Benchmark(
         key="end-to-end",
         title="End to end, one worker process of 8 threads, Redis",
-        # So many that what it takes to begin and to end weighs little.
+        # Enough events to make the start and the end of a run negligible.
         events={"small": 100, "full": 20_000},
         ways=(
-            plain("end_to_end", "the same worker fed by actor.send"),
+            plain("end_to_end", "actor.send, outbox.brokers.RedisBroker"),
+            plain("end_to_end", "actor.send, Dramatiq's RedisBroker", broker_class="dramatiq"),
             ours("end_to_end"),
-            ours("end_to_end_packed", "this package, pack=50", part=4),
+            ours("end_to_end", "this package, Dramatiq's RedisBroker", broker_class="dramatiq"),
             ours("end_to_end_batched", "this package, batch_size=500", part=8),
             *peers(
                 "end_to_end",
@@ -179,22 +201,54 @@ _SMALL: Sequence[Benchmark] = (
             ),
         ),
     ),
-    _latency("rabbitmq"),
+    Benchmark(
+        key="end-to-end-rabbitmq",
+        title="End to end, one worker process of 8 threads, RabbitMQ",
+        broker="rabbitmq",
+        events={"small": 100, "full": 10_000},
+        ways=(plain("end_to_end", "actor.send"), ours("end_to_end")),
+    ),
+    Benchmark(
+        key="slow-handler",
+        title="End to end, handlers of 100 ms, one worker process of 8 threads, Redis",
+        events={"small": 8, "full": 400},
+        ways=(
+            plain("end_to_end", "actor.send", arguments={"pause_s": 0.1}),
+            ours("end_to_end", arguments={"pause_s": 0.1}),
+        ),
+    ),
+    _idle_latency("rabbitmq"),
+    _idle_latency(
+        "redis",
+        **_ALL_PEERS,
+    ),
+    *(_latency("rabbitmq", rate) for rate in RATES),
+    _latency("redis", 10),
     _latency(
         "redis",
-        procrastinate=1,
-        django_celery_outbox=1,
-        faststream_outbox=1,
-        django_tasks_db=1,
-        django_reliable_outbox=1,
+        40,
+        **_ALL_PEERS,
+    ),
+    _latency("redis", 200),
+    Benchmark(
+        key="recovery",
+        title="`kill -9` of a worker that runs 8 events, until a new worker has run them; Redis, "
+        "`heartbeat_timeout` of 5 s",
+        count="samples",
+        events={"small": 1, "full": 1},
+        ways=(
+            # Without Dramatiq's own broker: an idle worker of it may take hours to give the messages back.
+            plain("recovery", "actor.send, outbox.brokers.RedisBroker"),
+            ours("recovery"),
+        ),
     ),
     Benchmark(
         key="relays",
         title="Two relay processes sharing a backlog, Redis",
         events={"small": 200, "full": 20_000},
         ways=(
-            ours("relays", "one relay", count=1),
-            ours("relays", "two relays", count=2),
+            ours("relays", "one relay", arguments={"count": 1}),
+            ours("relays", "two relays", arguments={"count": 2}),
         ),
     ),
     Benchmark(

@@ -1,4 +1,4 @@
-"""The processes that measure: one per way and broker, asked over a pipe, each with a database of its own."""
+"""The measuring processes: one per way and broker, controlled over a pipe, each with its own database."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any, Self
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 START_TIMEOUT_S = 60.0
-# Longer than anything a driver itself waits for.
+# Longer than all timeouts inside a driver.
 ANSWER_TIMEOUT_S = 300.0
 STOP_TIMEOUT_S = 10.0
 
@@ -26,7 +26,7 @@ class DriverError(Exception):
 
 
 class Driver:
-    """One process that measures; a context manager. What a library prints goes to a file."""
+    """One measuring process; a context manager. The output of libraries goes to a file."""
 
     def __init__(self, python: str, module: str, *, env: Mapping[str, str]) -> None:
         self.module = module
@@ -41,7 +41,7 @@ class Driver:
             stdout=subprocess.PIPE,
             stderr=self._log,
             text=True,
-            # A group of its own, so that its workers end with it whatever happens.
+            # A process group of its own, so that its workers always end with it.
             start_new_session=True,
         )
         self._answers: queue.Queue[str] = queue.Queue()
@@ -57,35 +57,35 @@ class Driver:
         self.close()
 
     def start(self) -> None:
-        """Wait until it is ready.
+        """Wait until the process is ready.
 
         Raises:
-            DriverError: if it never is.
+            DriverError: if it does not answer in time.
         """
         greeting = self._next(START_TIMEOUT_S)
         self.versions, self._tasks = greeting["versions"], set(greeting["tasks"])
 
     def ask(self, task: str, timeout_s: float = ANSWER_TIMEOUT_S, **arguments: Any) -> dict[str, Any]:
-        """Let it run a task.
+        """Run a task in the process.
 
         Raises:
             DriverError: with the reason.
         """
         assert self._process.stdin is not None
         if task not in self._tasks:
-            raise DriverError(f"{self.module} has no {task!r} here")
+            raise DriverError(f"{self.module} has no task {task!r}")
         try:
             self._process.stdin.write(json.dumps({"task": task, **arguments}) + "\n")
             self._process.stdin.flush()
         except OSError as error:
-            raise DriverError(f"the process is gone\n{self._tail()}") from error
+            raise DriverError(f"the process has ended\n{self._tail()}") from error
         answer = self._next(timeout_s)
         if "error" in answer:
             raise DriverError(f"{answer['error']}\n{self._tail()}")
         return answer
 
     def close(self) -> None:
-        """End it, and kill all that it has left running."""
+        """End the process, and kill its remaining children."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:
@@ -100,7 +100,7 @@ class Driver:
             self._log.close()
 
     def _kill(self) -> None:
-        # Its number is also the one of its group, which may outlive it.
+        # Its process id is also the id of its group, which may outlive it.
         try:
             os.killpg(self._process.pid, signal.SIGKILL)
         except ProcessLookupError:
@@ -121,7 +121,9 @@ class Driver:
             self._kill()
             raise DriverError(f"no answer within {timeout_s:g} s\n{self._tail()}") from None
         if not line:
-            raise DriverError(f"it ended with status {self._process.wait(STOP_TIMEOUT_S)}\n{self._tail()}")
+            raise DriverError(
+                f"the process ended with status {self._process.wait(STOP_TIMEOUT_S)}\n{self._tail()}"
+            )
         answer: dict[str, Any] = json.loads(line)
         return answer
 
@@ -130,7 +132,7 @@ class Driver:
 
 
 def _environment() -> dict[str, str]:
-    # Nothing that the surroundings say of Python or Django is meant for it.
+    # Variables of this process about Python or Django are not meant for the driver.
     unwanted = {"PYTHONPATH", "DJANGO_SETTINGS_MODULE", "PYTHONWARNINGS"}
     kept = {name: value for name, value in os.environ.items() if name not in unwanted}
     return kept | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": ""}

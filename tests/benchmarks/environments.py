@@ -1,4 +1,4 @@
-"""A virtual environment for each peer, kept in `.bench/` between runs."""
+"""A virtual environment for each peer, kept in `.bench/` for later runs."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.benchmarks.drivers import ROOT
+from .drivers import ROOT
 
 FOLDER = ROOT / ".bench"
 INSTALL_TIMEOUT_S = 300.0
 
 
 class EnvironmentMissing(Exception):
-    """A peer cannot be installed here."""
+    """A peer cannot be installed."""
 
 
 def python_for(name: str, requirements: Sequence[str], *, at_least: tuple[int, int] = (3, 11)) -> str:
-    """Return the interpreter of an environment with these requirements; make it if need be.
+    """Return the interpreter of an environment with these requirements; create it if it is missing.
 
     Raises:
-        EnvironmentMissing: with the reason.
+        EnvironmentMissing: if the environment cannot be created.
     """
     base = _interpreter(at_least)
     key = hashlib.sha256("\n".join([base, *requirements]).encode()).hexdigest()[:12]
@@ -57,7 +57,7 @@ def _of_pyenv(minor: int) -> list[str]:
 
 
 def _runs(candidate: str, minor: int) -> bool:
-    # A shim may be there and not run.
+    # A shim of pyenv may exist and not run.
     question = f"import sys, venv; sys.exit(sys.version_info[:2] != (3, {minor}))"
     try:
         return subprocess.run([candidate, "-c", question], capture_output=True, timeout=10).returncode == 0
@@ -72,4 +72,4 @@ def _run(*command: str) -> None:
         raise EnvironmentMissing(f"not installed within {INSTALL_TIMEOUT_S:g} s") from None
     if done.returncode:
         errors = [line for line in done.stderr.splitlines() if "ERROR" in line] or done.stderr.splitlines()
-        raise EnvironmentMissing(f"pip: {errors[-1] if errors else 'failed without a word'}")
+        raise EnvironmentMissing(f"pip: {errors[-1] if errors else 'failed without a message'}")

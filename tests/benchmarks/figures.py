@@ -1,4 +1,4 @@
-"""The medians of what the rounds measured, and their ratios."""
+"""The medians of the rounds, and their ratios."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from statistics import median, quantiles
 from typing import Any
 
-from tests.benchmarks.bars import EVERY_PEER, Bar, Measure
-from tests.benchmarks.benchmark import Benchmark
+from .bars import EVERY_PEER, ONE_SECOND, Bar, Measure
+from .benchmark import Benchmark
 
 
 @dataclass
 class Figures:
-    """What one way gave in all rounds; or why it gave nothing."""
+    """The answers of one way in all rounds, or the reason for its failure."""
 
     answers: list[dict[str, Any]] = field(default_factory=list)
     failure: str = ""
@@ -36,7 +36,7 @@ class Figures:
         return self._median("cpu_s")
 
     def value(self, measure: Measure) -> float:
-        """Return what a bar divides; NaN if it was not measured."""
+        """Return the figure of a measure; NaN if it was not measured."""
         if measure == "rate":
             return 1e6 / self.wall_us if self.wall_us > 0 else math.nan
         if measure == "cpu":
@@ -55,7 +55,7 @@ class Figures:
 
 @dataclass
 class Result:
-    """What a benchmark gave, by way."""
+    """The result of a benchmark: figures by way."""
 
     benchmark: Benchmark
     figures: dict[str, Figures]
@@ -63,18 +63,20 @@ class Result:
     skipped: str = ""
 
     def ratio(self, bar: Bar) -> float:
-        """Return the ratio that a bar is about; NaN if one side is missing."""
+        """Return the ratio of a bar; NaN if one figure is missing."""
         if bar.way not in self.figures:
             return math.nan
         return _divide(self.figures[bar.way].value(bar.measure), self._against(bar))
 
     def _against(self, bar: Bar) -> float:
+        if bar.against == ONE_SECOND:
+            return 1000.0
         if bar.against != EVERY_PEER:
-            return self.figures[bar.against].value(bar.measure)
+            return self.figures.get(bar.against, Figures()).value(bar.measure)
         names = [way.name for way in self.benchmark.ways if way.kind == "peer"]
         values = [self.figures[name].value(bar.measure) for name in names]
-        known = [value for value in values if not math.isnan(value)]
-        return min(known, default=math.nan)
+        # A peer that was not measured might be the best one.
+        return math.nan if any(map(math.isnan, values)) else min(values, default=math.nan)
 
 
 def percentile(samples: Sequence[float], percent: int) -> float:

@@ -1,4 +1,4 @@
-"""What the figures were measured on."""
+"""A description of the machine and the servers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import psycopg
 def describe(
     database_url: str, *, embedded: bool, redis_url: str | None, rabbitmq_url: str | None
 ) -> list[str]:
-    """Return one line each for the machine, the database and the brokers."""
+    """Return a line for the date, the machine, Python, the database and each broker."""
     return [
         f"{datetime.now(UTC):%Y-%m-%d}",
         f"{_cores()} cores ({_processor()}), {_memory_gib():.0f} GiB of memory, {platform.system()}",
@@ -47,8 +47,8 @@ def _postgresql(url: str, embedded: bool) -> str:
         fsync = connection.execute("SHOW fsync").fetchone()
     assert version is not None
     assert fsync is not None
-    whose = "from a wheel" if embedded else "given by DATABASE_URL"
-    return f"PostgreSQL {version[0].split()[0]} {whose}, fsync {fsync[0]}"
+    origin = "from a wheel" if embedded else "named by DATABASE_URL"
+    return f"PostgreSQL {version[0].split()[0]} {origin}, fsync {fsync[0]}"
 
 
 def _redis(url: str) -> str:

@@ -1,4 +1,4 @@
-"""What `@monitor` costs a call, in CPU time: `python -m tests.benchmarks.monitor`."""
+"""The CPU time that `@monitor` adds to a call: `python -m tests.benchmarks.monitor`."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ ROUNDS = 15
 
 
 def main() -> None:
-    """Print the CPU time of a bare and of a monitored call, and what is between them."""
+    """Print the CPU time of a bare and of a monitored call, and the difference."""
     from outbox.confirmations import confirmations
     from outbox.monitoring import monitor
 
     def receiver(sender: object, **kwargs: object) -> None:
         pass
 
-    # Without the thread: what the flush of a few tallies costs every five seconds is not a call's.
-    confirmations.holds_counts = True
+    # Without the flushing thread: a flush every five seconds is not the cost of a call.
+    confirmations.defers_counts = True
     monitored = monitor(receiver, name="tests.benchmarks.receiver")
-    # In turn, so that both see the same noise.
+    # In turn, so that both calls see the same noise.
     rounds = [(cpu_us_per_call(receiver), cpu_us_per_call(monitored)) for _ in range(ROUNDS)]
     bare, timed = (median(one) for one in zip(*rounds, strict=True))
     confirmations.drop_counts()

@@ -1,4 +1,4 @@
-"""Processes that a measured process starts: workers and relays, how far they are, and their CPU time."""
+"""Workers and relays that a measured process starts: their progress and their CPU time."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ PROC = Path("/proc")  # Linux only
 
 
 class Tally:
-    """Counts, in a worker, the events that its handlers have seen, and reports to the process that waits.
+    """Counts the events of a worker's handlers, and reports counts to the waiting process.
 
-    BENCH_REPORT names a FIFO, BENCH_MARKS the counts at which to write to it: "50,1050", or "all".
+    BENCH_REPORT names a FIFO, and BENCH_MARKS the counts to write to it: "50,1050", or "all".
     """
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ class Tally:
         self._report = os.open(os.environ["BENCH_REPORT"], os.O_WRONLY) if marks else -1
 
     def hit(self, events: int = 1) -> None:
-        """Count events that a handler has seen."""
+        """Count handled events."""
         now = time.monotonic_ns()
         with self._lock:
             self._count += events
@@ -46,19 +46,19 @@ class Tally:
 
 
 class Reports:
-    """The other end: wait until a worker has seen so many events."""
+    """The reading end of the FIFO: waits until a worker has handled a number of events."""
 
     def __init__(self, marks: str) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="outbox-bench-")
         path = Path(self._folder.name) / "report"
         os.mkfifo(path)
-        # Open in both directions, so that there is never an end of file.
+        # Open in both directions, so that the FIFO never ends.
         self._descriptor = os.open(path, os.O_RDWR | os.O_NONBLOCK)
         self._buffer = b""
         self.env = {"BENCH_REPORT": str(path), "BENCH_MARKS": marks}
 
     def wait(self, timeout_s: float) -> tuple[int, float]:
-        """Wait for the next report: the count, and the moment on the monotonic clock."""
+        """Wait for the next report; return the count, and the time on the monotonic clock."""
         deadline = time.monotonic() + timeout_s
         while b"\n" not in self._buffer:
             left = deadline - time.monotonic()
@@ -76,7 +76,7 @@ class Reports:
 
 
 class Child:
-    """A worker or a relay, with all that it starts."""
+    """A worker or a relay, with its own children."""
 
     def __init__(self, *command: str, env: Mapping[str, str]) -> None:
         self._process = subprocess.Popen(
@@ -85,37 +85,40 @@ class Child:
 
     @property
     def cpu_s(self) -> float:
-        """User and system time of the process and its descendants, and of ended ones; NaN without /proc."""
+        """User and system time of the process and all its descendants; NaN without /proc."""
         return (
             sum(_cpu_s(pid) for pid in _family(self._process.pid)) if (PROC / "self").exists() else math.nan
         )
 
     def check(self) -> None:
-        """Raise if the process has ended.
+        """Check that the process is running.
 
         Raises:
-            RuntimeError: with its exit status.
+            RuntimeError: if the process has ended.
         """
         status = self._process.poll()
         if status is not None:
             raise RuntimeError(f"{self._process.args!r} ended with status {status}")
 
+    def kill(self) -> None:
+        """Kill the process and its family."""
+        for pid in _family(self._process.pid):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self._process.wait(STOP_TIMEOUT_S)
+
     def stop(self) -> None:
-        """Ask it to end, and make it."""
-        family = _family(self._process.pid)
+        """Terminate the process, and kill its family if it does not end in time."""
         self._process.send_signal(signal.SIGTERM)
         try:
             self._process.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
-            for pid in family:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            self._process.wait(STOP_TIMEOUT_S)
+            self.kill()
 
 
 @contextmanager
 def children(*commands: tuple[str, ...], env: Mapping[str, str]) -> Generator[list[Child]]:
-    """Run processes for the length of a block."""
+    """Run processes while the block runs."""
     running: list[Child] = []
     try:
         for command in commands:
@@ -128,7 +131,7 @@ def children(*commands: tuple[str, ...], env: Mapping[str, str]) -> Generator[li
 
 def _cpu_s(pid: int) -> float:
     try:
-        # After the name in parentheses, which may hold anything: utime, stime, cutime, cstime.
+        # utime, stime, cutime and cstime stand after the name, which may contain any character.
         fields = (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
     except OSError:
         return 0.0

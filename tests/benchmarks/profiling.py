@@ -1,4 +1,4 @@
-"""Where the time goes in this package: `make bench ARGS="--profile relay"`."""
+"""Profiles of this package: `make bench ARGS="--profile relay"`."""
 
 from __future__ import annotations
 
@@ -7,28 +7,29 @@ import os
 import pstats
 import time
 
-from tests.benchmarks.benchmark import Scale
-from tests.benchmarks.surroundings import Surroundings
+from .benchmark import Scale
+from .surroundings import Surroundings
 
 LINES = 40
 EVENTS = {"publish": {"small": 100, "full": 2000}, "relay": {"small": 500, "full": 20_000}}
 
 
-def profile(what: str, scale: Scale, surroundings: Surroundings) -> None:
-    """Run a part of a benchmark in this process under cProfile, and print what it spent its time on."""
+def profile(part: str, scale: Scale, surroundings: Surroundings) -> None:
+    """Run a part of a benchmark in this process under cProfile, and print the most expensive functions."""
     os.environ.update(surroundings.environment("redis"))
-    # After the environment, which the site reads when it is imported.
+    # After the change of the environment, which the site reads at import.
     from django.db import connections
 
     import outbox as package
-    from tests.benchmarks import site
-    from tests.benchmarks.ways import outbox
+
+    from . import site
+    from .ways import outbox
 
     site.migrate()
-    events = EVENTS[what][scale]
-    # CPU time: what waits for the server is not ours, and a busy machine would tell lies.
+    events = EVENTS[part][scale]
+    # CPU time: it excludes waits for the server and depends less on other work of the machine.
     profiler = cProfile.Profile(time.process_time)
-    if what == "relay":
+    if part == "relay":
         outbox.fill(min(events, 500))
         outbox.relay_all()
         outbox.fill(events)
@@ -38,5 +39,5 @@ def profile(what: str, scale: Scale, surroundings: Surroundings) -> None:
         business.with_each(50, lambda: package.publish("bench.single", site.PAYLOAD))
         profiler.runcall(business.with_each, events, lambda: package.publish("bench.single", site.PAYLOAD))
     connections.close_all()
-    print(f"{what}: {events} events")
+    print(f"{part}: {events} events")
     pstats.Stats(profiler).sort_stats("tottime").print_stats(LINES).sort_stats("cumtime").print_stats(LINES)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def progress(steps: int) -> Generator[Callable[[str], None]]:
-    """Offer a function to call after each step."""
+    """Yield a function to call after each step."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 

@@ -1,7 +1,7 @@
-"""What every measured process speaks: a line of JSON asks, a line of JSON answers. Needs nothing but Python.
+"""The protocol of measured processes: requests and answers are lines of JSON. It needs only Python.
 
-A request names a task and its arguments. An answer is what the task returned, with the numbers of
-`measured()`, or `{"error": …}`. The first line of all says what runs: `{"versions": {…}}`.
+A request names a task and its arguments. An answer is the task's result, with the numbers of `measured()`, or
+`{"error": …}`. The first line names the tasks and the versions: `{"tasks": […], "versions": {…}}`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from importlib.metadata import version
 from statistics import median
 from typing import Any
 
-# Transactions: short enough that both sides of a difference find the machine at the same speed.
+# Transactions: few enough that both sides of a difference find the machine at the same speed.
 PORTION = 10
 
 Answer = dict[str, Any]
@@ -27,7 +27,7 @@ Task = Callable[..., Answer]
 
 def serve(tasks: Mapping[str, Task], *, packages: tuple[str, ...]) -> None:
     """Answer requests until the end of the input."""
-    # Answers go to a descriptor of their own, since libraries print what they like.
+    # Answers have a descriptor of their own, since libraries print to standard output.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     python = ".".join(map(str, sys.version_info[:3]))
@@ -44,40 +44,40 @@ def serve(tasks: Mapping[str, Task], *, packages: tuple[str, ...]) -> None:
 
 
 class Clock:
-    """Wall time, and CPU time of this process, that went by in the blocks measured with it."""
+    """The wall time and the CPU time of this process in the measured blocks."""
 
     def __init__(self) -> None:
         self.wall_s = self.cpu_s = 0.0
 
     @contextmanager
     def running(self) -> Generator[None]:
-        """Count the time that the block takes."""
+        """Add the time of the block."""
         cpu, wall = time.process_time(), time.perf_counter()
         yield
         self.wall_s += time.perf_counter() - wall
         self.cpu_s += time.process_time() - cpu
 
     def answer(self, events: int, **more: Any) -> Answer:
-        """Return what was measured."""
+        """Return the answer with the measured times."""
         return {"events": events, "wall_s": self.wall_s, "cpu_s": self.cpu_s, **more}
 
 
 def measured(do: Callable[[], object], events: int) -> Answer:
-    """Measure one go."""
+    """Measure one call."""
     return _clocked(lambda _events: do(), events).answer(events)
 
 
 def added(bare: Callable[[int], object], full: Callable[[int], object], *, events: int) -> Answer:
-    """Measure what `full` takes beyond `bare`: the median difference between small portions, done in turn."""
+    """Measure the additional time of `full` over `bare`: the median difference of alternating portions."""
     portion = min(PORTION, events)
     portions = events // portion
-    # Connections, caches and the first pages of emptied tables; and no garbage of others inside.
+    # The first portions pay for connections, caches and the first pages of emptied tables.
     bare(portion)
     full(portion)
     gc.collect()
     found = []
     for number in range(portions):
-        # Each comes first every other time.
+        # In alternating order.
         clocks = {do: _clocked(do, portion) for do in ((bare, full), (full, bare))[number % 2]}
         found.append((clocks[bare], clocks[full]))
     return {

@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-from tests.benchmarks.bars import BARS, Bar
-from tests.benchmarks.benchmark import Way
-from tests.benchmarks.figures import Figures, Result
+from .bars import BARS, Bar
+from .benchmark import Way
+from .figures import Figures, Result
 
 HEAD = """\
 # Benchmarks
 
-Written by `make bench ARGS=--write`; how it is measured, and what each step of optimisation gave, is told in
-[Performance](../explanation/performance.md). Figures of another machine differ, ratios less so.
+Written by `make bench ARGS=--write`. [Performance](../explanation/performance.md) describes the measurements
+and the gain of each optimisation. The figures of another machine differ; the ratios differ less.
 
 """
 
@@ -23,16 +23,18 @@ COLUMNS = (
 )
 
 NOTES = """
-Wall and CPU time are per event, medians of the rounds, or of the turns where a round is shared in turns;
-*least…greatest* are wall times of rounds or turns. CPU time is that of all client processes (publisher,
-relay, worker) in user and system mode, without the servers' own. Publishing is measured as what it adds to a
-transaction that writes one business row. Latencies are of all rounds together; beside them stands the CPU
-time of one event at the pace of these samples, six a second, with what idle processes spend between two of
-them. A ratio is that of what the bar names; without a bar it is to the first row of the block, of what the
-block's first bar names, or of the median latency.
+- **wall µs** and **CPU µs** are times per event: the median of the rounds, or of the turns if a round is
+  divided into turns. **least…greatest** are the wall times of the fastest and the slowest round or turn.
+- **CPU µs** is the user and system time of all client processes (publisher, relay, worker), without the
+  servers.
+- The time of publishing is the additional time of a transaction that writes one business row.
+- Latencies are those of all rounds together. Idle latencies are of six events a second, at random times. The
+  CPU time of a latency is the total of all processes, divided by the events; it includes idle work.
+- **ratio** compares a way with the way in its bar, by the measure of that bar. Without a bar it compares with
+  the first row of the block, by the measure of the block's first bar, or by the median latency.
 
 One bar is a test instead of a row: an idle relay sends at most two statements a second
-([`test_an_idle_relay_sends_two_statements_a_second_at_most`](../../tests/integration/test_statement_counts.py)).
+([`test_an_idle_relay_sends_at_most_two_statements_a_second`](../../tests/integration/test_statement_counts.py)).
 """
 
 
@@ -44,22 +46,22 @@ def page(results: Sequence[Result], machine: Sequence[str]) -> str:
     )
 
 
-def verdicts(results: Iterable[Result]) -> list[str]:
+def bar_results(results: Iterable[Result]) -> list[str]:
     """Return one line for each bar."""
     by_key = {result.benchmark.key: result for result in results}
-    found = []
+    lines = []
     for bar in BARS:
         result = by_key.get(bar.benchmark)
         if result is not None:
             ratio = result.ratio(bar)
-            found.append(f"{bar.benchmark}: {bar.way}: {_number(ratio)} ({bar}): {_verdict(bar, ratio)}")
-    return found
+            lines.append(f"{bar.benchmark}: {bar.way}: {_number(ratio)} ({bar}): {_is_met(bar, ratio)}")
+    return lines
 
 
 def _machine(lines: Sequence[str], results: Sequence[Result]) -> str:
     rounds = sorted({result.rounds for result in results if not result.skipped})
-    said = "…".join(map(str, dict.fromkeys((rounds[0], rounds[-1])))) if rounds else "no"
-    return "".join(f"- {line}\n" for line in (*lines, f"{said} interleaved rounds"))
+    number = "…".join(map(str, dict.fromkeys((rounds[0], rounds[-1])))) if rounds else "no"
+    return "".join(f"- {line}\n" for line in (*lines, f"{number} interleaved rounds"))
 
 
 def _block(result: Result) -> list[str]:
@@ -78,11 +80,11 @@ def _block(result: Result) -> list[str]:
 def _row(title: str, way: Way, result: Result, bar: Bar | None) -> str:
     found = result.figures[way.name]
     if found.failure:
-        cells = ["not measured: see below", "", "", "", "", str(bar or ""), "no" if bar else ""]
+        cells = ["not measured: see below", "", "", "", "", str(bar or ""), "not measured" if bar else ""]
     else:
         ratio = result.ratio(bar or _implied(result, way))
-        verdict = _verdict(bar, ratio) if bar else ""
-        cells = [*_measured(found), _number(ratio), str(bar or ""), verdict]
+        is_met = _is_met(bar, ratio) if bar else ""
+        cells = [*_measured(found), _number(ratio), str(bar or ""), is_met]
     name = f"**{way.name}**" if way.kind == "ours" else way.name
     return f"| {title} | {name} | {' | '.join(cells)} |\n"
 
@@ -102,19 +104,19 @@ def _measured(found: Figures) -> list[str]:
 
 
 def _implied(result: Result, way: Way) -> Bar:
-    """Return a bar that nobody set, for the ratio of a way to the first of its block."""
+    """Return a bar without a limit, for the ratio of a way to the first way of its block."""
     measures = [bar.measure for bar in BARS if bar.benchmark == result.benchmark.key]
     return Bar(
         benchmark=result.benchmark.key,
         way=way.name,
         against=result.benchmark.ways[0].name,
-        measure=measures[0] if measures else "p50",
+        measure=measures[0] if measures else "rate",
         limit=0,
         at_least=True,
     )
 
 
-def _verdict(bar: Bar, ratio: float) -> str:
+def _is_met(bar: Bar, ratio: float) -> str:
     if math.isnan(ratio):
         return "not measured"
     if bar.is_met(ratio):

@@ -8,26 +8,25 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from tests.benchmarks.benchmark import Benchmark, Scale, Way
-from tests.benchmarks.drivers import ANSWER_TIMEOUT_S, Driver, DriverError
-from tests.benchmarks.environments import EnvironmentMissing
-from tests.benchmarks.figures import Figures, Result
+from .benchmark import Benchmark, Scale, Way
+from .drivers import ANSWER_TIMEOUT_S, Driver, DriverError
+from .environments import EnvironmentMissing
+from .figures import Figures, Result
 
-# A way that was asked may take at least so long, however late it is.
+# The shortest timeout of a task, even after the deadline of the run.
 LEAST_TIMEOUT_S = 120.0
-# Tens of millions of rows are written meanwhile.
+# Enough time to write tens of millions of rows.
 PREPARE_TIMEOUT_S = 3600.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How much is measured.
+    """The amount of work, and how to start it.
 
     Args:
-        deadline: on the monotonic clock; rounds that would begin later are left out.
-        start: starts the driver of a way, in an environment of its own if it is a peer's.
-        progress: called with a text after each step.
-        one_step: called after each step.
+        deadline: on the monotonic clock; later rounds are omitted, except the first round of a benchmark.
+        start: starts the driver of a way, in a virtual environment of its own for a peer.
+        step: called with a text after each step.
     """
 
     rounds: int
@@ -38,7 +37,7 @@ class Plan:
 
 
 def run(benchmark: Benchmark, plan: Plan) -> Result:
-    """Measure all ways of a benchmark; a way that fails is left out of the rounds that follow."""
+    """Measure all ways of a benchmark; a way that fails is omitted from later rounds."""
     figures = {way.name: Figures() for way in benchmark.ways}
     with ExitStack() as stack:
         drivers = _started(benchmark, plan, figures, stack)
@@ -54,16 +53,17 @@ def run(benchmark: Benchmark, plan: Plan) -> Result:
 def _started(
     benchmark: Benchmark, plan: Plan, figures: Mapping[str, Figures], stack: ExitStack
 ) -> dict[str, Driver]:
-    """Start each way and let it warm up, with a round of the smallest scale that nobody counts."""
+    """Start each way and warm it up with an uncounted round of the small scale."""
     drivers: dict[str, Driver] = {}
-    shared: dict[tuple[str, str], Driver] = {}
+    shared: dict[tuple[str, ...], Driver] = {}
     for way in benchmark.ways:
+        process = (way.module, way.database, way.broker_class)
         try:
-            if (way.module, way.database) not in shared:
+            if process not in shared:
                 driver = stack.enter_context(plan.start(way, benchmark))
                 driver.start()
-                shared[way.module, way.database] = driver
-            drivers[way.name] = shared[way.module, way.database]
+                shared[process] = driver
+            drivers[way.name] = shared[process]
             figures[way.name].versions = drivers[way.name].versions
             if way.prepare:
                 drivers[way.name].ask(timeout_s=PREPARE_TIMEOUT_S, **way.prepare)
@@ -83,7 +83,7 @@ def _round(
 ) -> None:
     turns = benchmark.turns_of(plan.scale)
     for turn in range(turns):
-        # Each begins with another way, so that none always comes after the same one.
+        # Each turn begins with another way, so that the order of the ways varies.
         first = (number * turns + turn) % len(benchmark.ways)
         for way in (*benchmark.ways[first:], *benchmark.ways[:first]):
             found = figures[way.name]
@@ -99,7 +99,7 @@ def _round(
 def _ask(driver: Driver, way: Way, benchmark: Benchmark, scale: Scale, plan: Plan) -> dict[str, object]:
     events = math.ceil(benchmark.events[scale] * way.part / benchmark.turns_of(scale))
     if way.task == "end_to_end_batched":
-        # Whole batches, for the handler that takes them.
+        # Whole batches, for the batch handler.
         events = max(500, events // 500 * 500)
     left_s = max(plan.deadline - time.monotonic(), LEAST_TIMEOUT_S)
     return driver.ask(way.task, min(left_s, ANSWER_TIMEOUT_S), **{benchmark.count: events}, **way.arguments)

@@ -1,4 +1,4 @@
-"""The Django site of a measured process, the same for everybody, and what everybody publishes."""
+"""The Django site of a measured process and the payload of events, the same for all ways."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from typing import Any
 PAYLOAD = {"order_id": 7, "total": "12.50", "lines": [{"sku": f"sku-{n}", "quantity": n} for n in range(5)]}
 
 BROKER_URL = os.environ.get("BENCH_BROKER_URL", "")
-# What is stored at a broker starts with this, so that a given server keeps what it holds.
+# The prefix of all names at a broker, so that other data of the server is not touched.
 PREFIX = os.environ.get("BENCH_PREFIX", "bench")
 
 
 def database() -> dict[str, Any]:
-    """Return HOST, PORT, USER, PASSWORD and NAME of the database that this process has to itself."""
+    """Return HOST, PORT, USER, PASSWORD and NAME of this process's own database."""
     found: dict[str, Any] = json.loads(os.environ["BENCH_DATABASE"])
     return found
 
 
 def connection_options() -> dict[str, Any]:
-    """Return what psycopg needs to connect to it without Django."""
+    """Return psycopg's arguments for a connection without Django."""
     options = {name.lower(): value for name, value in database().items() if value}
     return {"dbname" if name == "name" else name: value for name, value in options.items()}
 
@@ -33,7 +33,7 @@ def setup(*apps: str, **settings: Any) -> None:
     from django.conf import settings as django_settings
 
     django_settings.configure(
-        # Connections stay: reconnecting for each message would be most of what is measured.
+        # Persistent connections: otherwise most of the measured time would be reconnecting.
         DATABASES={
             "default": {"ENGINE": "django.db.backends.postgresql", "CONN_MAX_AGE": None, **database()}
         },
@@ -47,7 +47,7 @@ def setup(*apps: str, **settings: Any) -> None:
 
 
 def migrate() -> None:
-    """Make the tables of the apps and the one of the business."""
+    """Create the tables of the apps and the business table."""
     from django.core.management import call_command
     from django.db import connection
 
@@ -66,7 +66,7 @@ CREATE TABLE IF NOT EXISTS bench_order (
 
 @cache
 def order_model() -> Any:
-    """Return the model whose rows are the business of a transaction."""
+    """Return the model of business rows."""
     from django.db import models
 
     class Order(models.Model):
@@ -86,17 +86,17 @@ def order_model() -> Any:
 
 
 class Business:
-    """Transactions of one business row each, with or without something else in them."""
+    """Transactions of one business row each, with or without other work in them."""
 
     def __init__(self) -> None:
         self._order = order_model()
 
     def bare(self, transactions: int) -> None:
-        """Commit a business row at a time."""
+        """Commit business rows, one per transaction."""
         self.with_each(transactions, lambda: None)
 
     def with_each(self, transactions: int, do: Any) -> None:
-        """Commit a business row at a time, and in each transaction do something more."""
+        """Commit business rows, one per transaction, and call a function in each transaction."""
         from django.db import transaction
 
         for _ in range(transactions):

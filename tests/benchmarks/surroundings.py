@@ -1,4 +1,4 @@
-"""What drivers run in: a database for each, and a corner of the broker that is cleaned up in the end."""
+"""The servers of a run: a database for each driver, and names at the broker that are removed at the end."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from urllib.parse import unquote, urlsplit
 
 import psycopg
 
-from tests.benchmarks import environments
-from tests.benchmarks.benchmark import Benchmark, Broker, Way
-from tests.benchmarks.drivers import Driver
-from tests.benchmarks.environments import EnvironmentMissing
+from . import environments
+from .benchmark import Benchmark, Broker, BrokerClass, Way
+from .drivers import Driver
+from .environments import EnvironmentMissing
 
 _numbers = count(1)
 
@@ -23,7 +23,7 @@ class Surroundings:
     """The servers of a run.
 
     Args:
-        prefix: of the databases, and of whatever is stored at a broker.
+        prefix: the prefix of database names and of names at a broker.
     """
 
     database_url: str
@@ -34,7 +34,7 @@ class Surroundings:
     databases: list[str] = field(default_factory=list)
 
     def broker_url(self, broker: Broker) -> str | None:
-        """Return the URL of a broker, None without one."""
+        """Return the URL of a broker; None if there is none."""
         return self.redis_url if broker == "redis" else self.rabbitmq_url
 
     def start(self, way: Way, benchmark: Benchmark) -> Driver:
@@ -48,24 +48,25 @@ class Surroundings:
         python = sys.executable
         if way.peer is not None:
             if not self.with_peers:
-                raise EnvironmentMissing("left out by --no-peers")
+                raise EnvironmentMissing("omitted by --no-peers")
             name = way.module.rpartition(".")[2]
             python = environments.python_for(name, way.peer.requirements, at_least=way.peer.python)
-        return Driver(python, way.module, env=self.environment(benchmark.broker))
+        return Driver(python, way.module, env=self.environment(benchmark.broker, way.broker_class))
 
-    def environment(self, broker: Broker) -> dict[str, str]:
-        """Make a database, and return what tells a process of it and of the broker."""
+    def environment(self, broker: Broker, broker_class: BrokerClass = "package") -> dict[str, str]:
+        """Create a database; return the environment variables that name it and the broker."""
         name = f"{self.prefix}_{next(_numbers)}"
         self._execute(f'CREATE DATABASE "{name}"')
         self.databases.append(name)
         return {
             "BENCH_DATABASE": json.dumps(_connection(self.database_url) | {"NAME": name}),
             "BENCH_BROKER_URL": self.broker_url(broker) or "",
+            "BENCH_BROKER_CLASS": broker_class,
             "BENCH_PREFIX": self.prefix,
         }
 
     def clean(self) -> None:
-        """Remove all that the run has left at the servers."""
+        """Remove the databases of the run, and its names at the brokers."""
         for name in self.databases:
             self._execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
         if self.redis_url:
@@ -89,7 +90,7 @@ def _connection(url: str) -> dict[str, str]:
 
 
 def _socket_folder(netloc: str) -> str:
-    # urlsplit() makes host names lower case, and this is none.
+    # urlsplit() converts host names to lower case, but this is a path.
     return unquote(netloc.rpartition("@")[2].partition(":")[0])
 
 
@@ -105,5 +106,5 @@ def _clear_rabbitmq(url: str, queue: str) -> None:
     import pika
 
     with pika.BlockingConnection(pika.URLParameters(url)) as connection, connection.channel() as channel:
-        for name in (queue, f"{queue}.DQ", f"{queue}.XQ"):
+        for name in (queue, f"{queue}.DQ", f"{queue}.XQ", f"{queue}_by_hand"):
             channel.queue_delete(name)

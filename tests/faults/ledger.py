@@ -1,4 +1,4 @@
-"""What was committed, compared with what became of it."""
+"""Compares the committed business rows with the effects of the handlers."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import Any
 
 import psycopg
 
-from tests.faults.app import HANDLERS
-from tests.processes import wait_until
+from tests.support.processes import wait_until
 
-# Longer than any recovery that a scenario allows: what is not there by then is lost.
+from .app import HANDLERS
+
+# Longer than the recovery that any scenario allows. An effect that is missing after this time is lost.
 LOST_AFTER_S = 90
 OUTAGE_S = 60
 
@@ -26,7 +27,7 @@ WITH due AS (
     FROM faults_effect WHERE run = %(run)s GROUP BY sale, handler
 ), followed AS (
     SELECT began_at, max(coalesce(done_at, 'infinity')) OVER (
-        PARTITION BY lane ORDER BY number ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
+        PARTITION BY ordering_key ORDER BY number ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
     ) AS done_before
     FROM faults_sale LEFT JOIN ran ON sale = faults_sale.id AND handler = 'follow' WHERE run = %(run)s
 )
@@ -40,8 +41,8 @@ FROM due FULL JOIN ran USING (sale, handler)
 """
 
 _UNSETTLED = """
-SELECT coalesce(json_object_agg(status, number), '{}') FROM (
-    SELECT status, count(*) AS number FROM outbox_delivery WHERE status <> 'succeeded' GROUP BY status
+SELECT coalesce(json_object_agg(state, number), '{}') FROM (
+    SELECT state, count(*) AS number FROM outbox_delivery WHERE state <> 'succeeded' GROUP BY state
 ) AS unsettled
 """
 
@@ -59,18 +60,19 @@ class Count:
 
     Args:
         committed: business rows.
-        lost: effects that a committed row should have had, and has not.
-        duplicated: effects of the plain and the ordered handler beyond the first of a row.
-        effects_twice: the same of the transactional handler.
-        unasked: effects of rows that were rolled back.
-        out_of_order: rows with which the ordered handler began before an earlier one of their lane was done.
+        lost: missing effects of committed rows.
+        duplicates: effects of the plain and the ordered handler beyond the first of a row.
+        transactional_duplicates: effects of the transactional handler beyond the first of a row.
+        rolled_back: effects of rows that were rolled back.
+        out_of_order: rows with which the ordered handler began before an earlier row of their ordering key
+            was done.
     """
 
     committed: int
     lost: int
-    duplicated: int
-    effects_twice: int
-    unasked: int
+    duplicates: int
+    transactional_duplicates: int
+    rolled_back: int
     out_of_order: int
 
 
@@ -81,53 +83,55 @@ class Ledger:
         self._url = url
         self._connection: psycopg.Connection | None = None
 
-    def ask(self, question: str, parameters: Any = None) -> list[Any]:
-        """Return the first row of an answer; ask again while the database is away."""
+    def first_row(self, query: str, parameters: Any = None) -> list[Any]:
+        """Return the first row of a query; try again while the database is away."""
         deadline = time.monotonic() + OUTAGE_S
         while True:
             try:
-                return self._ask(question, parameters)
+                return self._first_row(query, parameters)
             except psycopg.OperationalError:
                 self.close()
                 if time.monotonic() > deadline:
                     raise
 
-    def tell(self, *statements: str) -> None:
-        """Carry out statements."""
+    def execute(self, *statements: str) -> None:
+        """Execute statements."""
         for statement in statements:
             self._connected().execute(statement.encode())
 
     def count(self, run: str) -> Count:
-        """Compare what was committed for a run with what became of it."""
-        return Count(*self.ask(_COUNT, {"run": run, "handlers": list(HANDLERS)}))
+        """Compare the committed rows of a run with their effects."""
+        return Count(*self.first_row(_COUNT, {"run": run, "handlers": list(HANDLERS)}))
 
     def effects(self, run: str) -> int:
         """Return how many effects a run has had."""
-        return int(self.ask("SELECT count(*) FROM faults_effect WHERE run = %s", [run])[0])
+        return int(self.first_row("SELECT count(*) FROM faults_effect WHERE run = %s", [run])[0])
 
     def sales(self, run: str) -> int:
         """Return how many sales of a run are committed."""
-        return int(self.ask("SELECT count(*) FROM faults_sale WHERE run = %s", [run])[0])
+        return int(self.first_row("SELECT count(*) FROM faults_sale WHERE run = %s", [run])[0])
 
     def unsettled(self) -> dict[str, int]:
-        """Return how many deliveries are in which state other than `succeeded`."""
-        answer: dict[str, int] = self.ask(_UNSETTLED)[0]
-        return answer
+        """Return the number of deliveries in each state other than `succeeded`."""
+        counts: dict[str, int] = self.first_row(_UNSETTLED)[0]
+        return counts
 
     def activity(self) -> str:
-        """Return what each connection does, a line for each."""
-        return str(self.ask(_ACTIVITY)[0])
+        """Return a line about each connection."""
+        return str(self.first_row(_ACTIVITY)[0])
 
-    def wait_until_even(self, run: str) -> Count:
-        """Wait until nothing is missing, or for so long that what is missing is lost."""
+    def wait_until_complete(self, run: str) -> Count:
+        """Wait until no effect is missing, or until missing effects count as lost."""
         deadline = time.monotonic() + LOST_AFTER_S
         while (count := self.count(run)).lost and time.monotonic() < deadline:
             time.sleep(0.02)
         return count
 
     def wait_until_settled(self) -> None:
-        """Wait until all deliveries are confirmed."""
-        wait_until(lambda: not self.unsettled(), LOST_AFTER_S, f"all to be settled: {self.unsettled()}")
+        """Wait until all deliveries have succeeded."""
+        wait_until(
+            lambda: not self.unsettled(), LOST_AFTER_S, f"all deliveries to succeed: {self.unsettled()}"
+        )
 
     def close(self) -> None:
         """Close the connection."""
@@ -135,14 +139,14 @@ class Ledger:
             self._connection.close()
             self._connection = None
 
-    def _ask(self, question: str, parameters: Any) -> list[Any]:
-        row = self._connected().execute(question.encode(), parameters).fetchone()
+    def _first_row(self, query: str, parameters: Any) -> list[Any]:
+        row = self._connected().execute(query.encode(), parameters).fetchone()
         return list(row) if row else []
 
     def _connected(self) -> psycopg.Connection:
         if self._connection is None or self._connection.closed:
-            # Of tables that have just grown PostgreSQL knows little, and would go through all effects for
-            # each sale. That took half a second of what passes for a recovery.
+            # PostgreSQL has no current statistics of tables that have just grown, and would scan all effects
+            # for each sale. That added half a second to the measured recovery.
             self._connection = psycopg.connect(
                 self._url,
                 autocommit=True,

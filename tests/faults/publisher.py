@@ -1,7 +1,7 @@
-"""A process that sells: a business row and its event in one transaction, over and over, whatever fails.
+"""A process that sells: one transaction after another with a business row and its event, despite all faults.
 
-It obeys files of its folder: `run` holds the name of the run to sell for; while `late` exists one
-transaction has sold, and stays open.
+The process is controlled by files in its folder: `run` contains the name of the run to sell for. While `late`
+exists, one transaction has published and stays open.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from pathlib import Path
 
 import django
 
-from tests.faults import effort
+from . import effort
 
 PACE_S = 0.025
 ROLL_BACK_EVERY = 5
 
 
 class RolledBack(Exception):
-    """Raised to undo a sale."""
+    """Raised to roll back a sale."""
 
 
 class Publisher:
-    """Sells for one run after the other, as the files in the folder say."""
+    """Sells for one run after another."""
 
     def __init__(self, folder: Path) -> None:
         self._run_file = folder / "run"
@@ -36,7 +36,7 @@ class Publisher:
 
     def work(self) -> None:
         """Sell until this process is killed."""
-        tell("ready")
+        log("ready")
         while True:
             if run := self._run():
                 self._sell_for(run)
@@ -56,60 +56,60 @@ class Publisher:
             if self._late is None and self._late_file.exists():
                 self._late = threading.Thread(target=self._sell_late, args=(run,), daemon=True)
                 self._late.start()
-            refused += not sold(run, number, roll_back=number % ROLL_BACK_EVERY == 0)
+            refused += not sell_in_transaction(run, number, roll_back=number % ROLL_BACK_EVERY == 0)
             self._pause.wait(PACE_S)
         if self._late is not None:
             self._late.join()
             self._late = None
-        tell(f"done {run} refused {refused}")
+        log(f"done {run} refused {refused}")
 
     def _sell_late(self, run: str) -> None:
         from django.db import connection, transaction
 
         with transaction.atomic():
             sell(run, "late", 0)
-            tell(f"late {run} open")
+            log(f"late {run} open")
             while self._late_file.exists():
                 self._pause.wait(PACE_S)
         connection.close()
-        tell(f"late {run} committed")
+        log(f"late {run} committed")
 
 
-def sold(run: str, number: int, *, roll_back: bool) -> bool:
-    """Try a transaction; return whether the database let it pass."""
+def sell_in_transaction(run: str, number: int, *, roll_back: bool) -> bool:
+    """Try a transaction; return whether the database accepted it."""
     from django.db import InterfaceError, OperationalError, connection, transaction
 
     try:
         with transaction.atomic():
-            sell(run, lane_of(number), number)
+            sell(run, ordering_key_for(number), number)
             if roll_back:
                 raise RolledBack
     except RolledBack:
         pass
     except (OperationalError, InterfaceError) as error:
-        # Whether such a transaction was committed the tables alone know.
-        tell(f"refused: {type(error).__name__}: {str(error).strip()}")
+        # Only the tables show whether such a transaction was committed.
+        log(f"refused: {type(error).__name__}: {str(error).strip()}")
         connection.close()
         return False
     return True
 
 
-def lane_of(number: int) -> str:
-    """Return the lane of a sale: a few in a row share one, and then it is another's turn."""
-    return str(number // effort.IN_A_ROW % effort.LANES)
+def ordering_key_for(number: int) -> str:
+    """Return the ordering key of a sale: a few sales in a row share a key."""
+    return str(number // effort.IN_A_ROW % effort.KEYS)
 
 
-def sell(run: str, lane: str, number: int) -> None:
-    """Write a sale, and publish it; only one thread sells in a lane, in the order of the numbers."""
+def sell(run: str, ordering_key: str, number: int) -> None:
+    """Write a sale and publish it; one thread makes all sales of a key, in the order of their numbers."""
     from outbox import publish
     from tests.faults.app.models import Sale
 
-    sale = Sale.objects.create(id=uuid.uuid4(), run=run, lane=lane, number=number)
-    publish("faults.sold", {"sale": str(sale.pk), "run": run}, key=f"{run}-{lane}")
+    sale = Sale.objects.create(id=uuid.uuid4(), run=run, ordering_key=ordering_key, number=number)
+    publish("faults.sold", {"sale": str(sale.pk), "run": run}, key=f"{run}-{ordering_key}")
 
 
-def tell(line: str) -> None:
-    """Say something to whoever watches."""
+def log(line: str) -> None:
+    """Write a line for the test that watches this process."""
     sys.stdout.write(f"{line}\n")
 
 

@@ -1,4 +1,4 @@
-"""Servers of the tests' own, which they may kill."""
+"""Servers that the fault tests own and may kill."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from example.services.server import Server
 
 CONTROL_TIMEOUT_S = 60.0
 
-# Debian's commands on PATH change to a user that owns the node of the machine; these do not.
+# Debian's commands on PATH change to the user of the machine's node; these do not.
 DEBIAN_SCRIPTS = "/usr/lib/rabbitmq/bin"
 
 
@@ -27,13 +27,13 @@ class RoomyPostgres(EmbeddedPostgres):
 
 
 def rabbitmq_scripts() -> str | None:
-    """Return the folder of `rabbitmq-server` and `rabbitmqctl`, if all that a node needs is there."""
+    """Return the folder of `rabbitmq-server` and `rabbitmqctl`, if every program of a node is installed."""
     found = shutil.which("rabbitmq-server", path=f"{DEBIAN_SCRIPTS}{os.pathsep}{os.environ['PATH']}")
     return str(Path(found).parent) if found and shutil.which("epmd") else None
 
 
 class Epmd(Server):
-    """The directory of Erlang nodes, for one node alone: that of the machine is not touched."""
+    """The name server of Erlang nodes, for one node; the machine's own is not used."""
 
     name = "epmd"
 
@@ -64,23 +64,31 @@ class RabbitmqNode(Server):
 
     @property
     def url(self) -> str:
-        """Where clients connect."""
+        """The URL for clients."""
         return f"amqp://guest:guest@127.0.0.1:{self._port}"
 
     def restart(self) -> None:
-        """Stop the node in an orderly way, and start it with what it had on disk."""
+        """Stop the node regularly, and start it with the data on its disk."""
         self._end(self._stop_signal())
         self.start()
 
     def stop(self) -> None:
-        """Stop the node and what it needed."""
+        """Stop the node and its name server."""
         with self._stack:
             super().stop()
 
     def close_connections(self, reason: str) -> None:
-        """Let the node close the connections of all its clients."""
+        """Close the connections of all clients, by the node."""
+        self._control("close_all_connections", reason)
+
+    def reset(self) -> None:
+        """Delete all that the node has stored: queues, messages and users."""
+        for command in ("stop_app", "reset", "start_app"):
+            self._control(command)
+
+    def _control(self, *command: str) -> None:
         subprocess.run(
-            [f"{self._scripts}/rabbitmqctl", "-n", self._node, "close_all_connections", reason],
+            [f"{self._scripts}/rabbitmqctl", "-n", self._node, *command],
             env=self._environment(),
             check=True,
             capture_output=True,
@@ -101,7 +109,7 @@ class RabbitmqNode(Server):
 
     def _environment(self) -> dict[str, str]:
         own = {
-            "HOME": self.directory,  # for the cookie that nodes and tools know each other by
+            "HOME": self.directory,  # for the cookie with which nodes and tools authenticate
             "ERL_EPMD_PORT": self._epmd.port,
             "ERL_EPMD_ADDRESS": "127.0.0.1",
             "RABBITMQ_NODENAME": self._node,
@@ -113,12 +121,12 @@ class RabbitmqNode(Server):
             "RABBITMQ_ENABLED_PLUGINS_FILE": self.directory / "plugins",
             "RABBITMQ_LOG_BASE": self.directory,
             "RABBITMQ_LOGS": "-",
-            # Neither the configuration of the machine's node nor another one.
+            # No configuration, not even that of the machine's node.
             "RABBITMQ_CONF_ENV_FILE": os.devnull,
             "RABBITMQ_CONFIG_FILE": self.directory / "none",
-            # The script then becomes the node instead of watching over it, so that signals reach it.
+            # The script then replaces itself with the node, so that signals reach the node.
             "RABBITMQ_ALLOW_INPUT": "true",
-            # No console, and no spinning while idle.
+            # No console, and no busy waiting while idle.
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-noinput +sbwt none +sbwtdcpu none +sbwtdio none",
         }
         kept = {name: value for name, value in os.environ.items() if not name.startswith("RABBITMQ_")}
@@ -134,7 +142,7 @@ class RabbitmqNode(Server):
 
 
 def free_port() -> int:
-    """Return a port that nobody listens to."""
+    """Return a free port."""
     with closing(socket.socket()) as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -1,4 +1,4 @@
-"""The ledger tells order from disorder."""
+"""The ledger detects rows that ran out of order."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import closing
 
 import pytest
 
-from tests.faults.ledger import Ledger
+from .ledger import Ledger
 
 pytestmark = pytest.mark.postgres
 
@@ -16,10 +16,10 @@ START = "timestamptz '2030-01-01'"
 
 @pytest.fixture
 def ledger(postgres_url: str) -> Iterator[Ledger]:
-    """Yield the ledger of a run with three sales in one lane and one in another."""
+    """Yield the ledger of a run with three sales of one ordering key and one sale of another."""
     with closing(Ledger(postgres_url)) as ledger:
-        ledger.tell(
-            "CREATE TEMPORARY TABLE faults_sale (id int, run text, lane text, number int)",
+        ledger.execute(
+            "CREATE TEMPORARY TABLE faults_sale (id int, run text, ordering_key text, number int)",
             "CREATE TEMPORARY TABLE faults_effect"
             " (handler text, sale int, run text, began_at timestamptz, done_at timestamptz)",
             "INSERT INTO faults_sale"
@@ -29,34 +29,34 @@ def ledger(postgres_url: str) -> Iterator[Ledger]:
 
 
 def follow(ledger: Ledger, *runs: tuple[int, int, int | None]) -> None:
-    """Let the ordered handler run: sale, second of the beginning, second of the end."""
+    """Record runs of the ordered handler: the sale, and the seconds of the beginning and the end."""
     for sale, began, done in runs:
         end = "NULL" if done is None else f"{START} + interval '{done} s'"
-        ledger.tell(
+        ledger.execute(
             f"INSERT INTO faults_effect VALUES ('follow', {sale}, 'r', {START} + interval '{began} s', {end})"
         )
 
 
-def test_a_lane_that_went_one_by_one_is_in_order(ledger: Ledger) -> None:
+def test_sales_that_ran_one_by_one_are_in_order(ledger: Ledger) -> None:
     follow(ledger, (1, 0, 1), (2, 1, 2), (3, 3, 4), (4, 0, 9))
     assert ledger.count("r").out_of_order == 0
 
 
-def test_what_runs_once_more_after_the_next_began_is_in_order(ledger: Ledger) -> None:
+def test_a_second_run_after_the_next_sale_began_is_in_order(ledger: Ledger) -> None:
     follow(ledger, (1, 0, None), (1, 1, 2), (2, 3, 4), (1, 3, 8), (3, 5, 6))
     assert ledger.count("r").out_of_order == 0
 
 
-def test_what_began_before_an_earlier_one_was_done_is_out_of_order(ledger: Ledger) -> None:
+def test_a_sale_that_began_before_an_earlier_one_was_done_is_out_of_order(ledger: Ledger) -> None:
     follow(ledger, (1, 0, 3), (2, 2, 4), (3, 5, 6))
     assert ledger.count("r").out_of_order == 1
 
 
-def test_what_comes_after_one_that_was_never_done_is_out_of_order(ledger: Ledger) -> None:
+def test_sales_after_one_that_was_never_done_are_out_of_order(ledger: Ledger) -> None:
     follow(ledger, (1, 0, None), (2, 2, 4), (3, 5, 6))
     assert ledger.count("r").out_of_order == 2
 
 
-def test_what_was_begun_and_never_done_is_lost(ledger: Ledger) -> None:
+def test_an_effect_that_was_begun_and_never_done_is_lost(ledger: Ledger) -> None:
     follow(ledger, (1, 0, None), (2, 2, 4))
     assert ledger.count("r").lost == 4 * 3 - 1

@@ -1,12 +1,12 @@
-"""Nothing is lost, no effect happens twice and lanes keep their order, whatever breaks: with RabbitMQ."""
+"""With RabbitMQ, no fault loses an event, repeats a transactional effect or breaks an order."""
 
 from __future__ import annotations
 
 import pytest
 
-from tests.faults.running import check
-from tests.faults.scenarios import Scenario, scenarios_with
-from tests.faults.stage import Stage
+from .running import check
+from .scenarios import Scenario, scenarios_with
+from .stage import Stage
 
 pytestmark = [pytest.mark.postgres, pytest.mark.rabbitmq, pytest.mark.slow]
 

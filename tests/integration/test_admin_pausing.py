@@ -1,4 +1,4 @@
-"""The admin: handlers are paused and resumed, by those who may."""
+"""The admin: handlers are paused and resumed, and both need a permission."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from django.contrib.auth.models import Permission, User
 from django.test import Client
 
 from outbox.models import Delivery, HandlerStats, PausedHandler, Tally
-from tests.admin_pages import STATS, page, state
-from tests.factories import make_delivery
+from tests.support.admin_pages import STATS, page, state
+from tests.support.factories import make_delivery
 
 pytestmark = pytest.mark.django_db
 
@@ -20,7 +20,7 @@ PAUSED = "/admin/outbox/pausedhandler/"
 
 @pytest.fixture
 def viewer(client: Client) -> Client:
-    """Return the client of somebody who may view and no more."""
+    """Return the client of a user with the view permissions only."""
     user = User.objects.create_user("viewer", is_staff=True)
     user.user_permissions.set(Permission.objects.filter(codename__startswith="view_"))
     client.force_login(user)
@@ -52,10 +52,10 @@ def test_pausing_needs_a_registered_handler_and_a_reason(
     assert not PausedHandler.objects.exists()
 
 
-def test_what_is_paused_is_listed_with_reason_and_what_waits(admin_client: Client) -> None:
+def test_paused_handlers_are_listed_with_reason_and_waiting_deliveries(admin_client: Client) -> None:
     PausedHandler.objects.pause("record", "no mail server")
-    for held in ("pause", "pause", ""):
-        make_delivery(handler="record", held=held)
+    for waits_for in ("resume", "resume", ""):
+        make_delivery(handler="record", waits_for=waits_for)
     for url in (PAUSED, f"{PAUSED}record/change/"):
         text = page(admin_client, url)
         assert "no mail server" in text
@@ -64,18 +64,33 @@ def test_what_is_paused_is_listed_with_reason_and_what_waits(admin_client: Clien
     assert '<option value="record">' not in page(admin_client, f"{PAUSED}pause/")
 
 
-def test_resuming_lets_the_deliveries_go(admin_client: Client) -> None:
+def test_resuming_makes_waiting_deliveries_due(admin_client: Client) -> None:
     PausedHandler.objects.pause("record")
-    delivery = make_delivery(handler="record", held="pause")
+    delivery = make_delivery(handler="record", waits_for="resume")
     response = admin_client.post(f"{PAUSED}resume/", {"handler": "record"}, follow=True)
-    assert "1 handler goes on." in response.content.decode()
+    assert "1 handler was resumed." in response.content.decode()
     assert not PausedHandler.objects.exists()
     delivery.refresh_from_db()
-    assert (state(delivery), delivery.held) == ("pending", "")
+    assert (state(delivery), delivery.waits_for) == ("pending", "")
     assert entries() == [("record", "Resumed.")]
 
 
-def test_several_are_resumed_from_the_list(admin_client: Client) -> None:
+def test_one_request_resumes_a_bounded_number_of_deliveries(
+    admin_client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("outbox.models.pause.RESUME_CHUNK", 4)
+    for name in ("record", "flaky"):
+        PausedHandler.objects.pause(name)
+        for _ in range(3):
+            make_delivery(handler=name, waits_for="resume")
+    data = {"action": "resume_selected", "_selected_action": ["record", "flaky"], "index": 0}
+    response = admin_client.post(PAUSED, data, follow=True)
+    assert "Relays make the other waiting deliveries due." in response.content.decode()
+    assert not PausedHandler.objects.exists()
+    assert Delivery.objects.filter(waits_for="").count() == 4
+
+
+def test_several_handlers_are_resumed_from_the_list(admin_client: Client) -> None:
     for name in ("record", "gone.from.the/code"):
         PausedHandler.objects.pause(name)
     data = {"action": "resume_selected", "_selected_action": ["record", "gone.from.the/code"], "index": 0}
@@ -84,7 +99,7 @@ def test_several_are_resumed_from_the_list(admin_client: Client) -> None:
     assert len(entries()) == 2
 
 
-def test_the_pages_of_statistics_pause_and_resume(admin_client: Client) -> None:
+def test_a_handler_is_paused_and_resumed_from_the_statistics(admin_client: Client) -> None:
     tally = Tally(dispatched=1)
     tally.count("succeeded", 0.1)
     HandlerStats.objects.add({"record": tally, "only.monitored": tally})
@@ -103,11 +118,11 @@ def test_the_pages_of_statistics_pause_and_resume(admin_client: Client) -> None:
     assert response.headers["Location"] == f"{STATS}record/"
 
 
-def test_a_handler_that_never_ran_has_the_button_too(admin_client: Client) -> None:
+def test_a_handler_without_statistics_can_be_paused(admin_client: Client) -> None:
     assert "Pause…" in page(admin_client, f"{STATS}record/")
 
 
-def test_the_view_permission_pauses_nothing(viewer: Client) -> None:
+def test_the_view_permission_allows_no_pause(viewer: Client) -> None:
     PausedHandler.objects.pause("flaky")
     for url in (PAUSED, f"{PAUSED}flaky/change/", STATS, f"{STATS}record/", f"{STATS}flaky/"):
         text = page(viewer, url)
@@ -118,7 +133,7 @@ def test_the_view_permission_pauses_nothing(viewer: Client) -> None:
     assert list(PausedHandler.objects.names()) == ["flaky"]
 
 
-def test_the_change_permission_pauses(viewer: Client) -> None:
+def test_the_change_permission_allows_pause_and_resume(viewer: Client) -> None:
     change = Permission.objects.get(codename="change_pausedhandler")
     User.objects.get(username="viewer").user_permissions.add(change)
     pause(viewer)

@@ -1,4 +1,4 @@
-"""Batched handlers: events wait in the table until their batch is full or has waited long enough."""
+"""Batch handlers: events wait in the table until their batch is full, or until the batch wait has passed."""
 
 import json
 from datetime import timedelta
@@ -9,13 +9,13 @@ from django.db import transaction
 from django.db.models.signals import post_save
 
 import outbox
-from outbox.collectors import unsubscribe
-from outbox.lifecycle import batch_dispatched
 from outbox.models import Delivery, Event, HandlerStats
+from outbox.observability.telemetry import batch_dispatched
 from outbox.registry import registry
+from outbox.signals.recorder import unsubscribe
 from relay.claim import Claim
-from tests.helpers import finish, flush, publish, relay_all, worker
-from tests.processes import wait_until
+from tests.support.data_flow import finish, finish_with_retries, flush, publish, relay_all, worker
+from tests.support.processes import wait_until
 from tests.testapp.handlers import QUEUE
 from tests.testapp.models import Product
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 @pytest.fixture
 def batches():
-    """Return the payload lists that the batched handler of the test has seen."""
+    """Return the payloads of each call of the batch handler."""
     seen: list[list] = []
     options = {"queue_name": QUEUE, "name": "batched", "min_backoff": 5, "max_backoff": 5}
 
@@ -32,7 +32,7 @@ def batches():
     def batched(events):
         seen.append([event.payload for event in events])
         if any(event.payload == "bad" for event in events):
-            raise ValueError("a bad one is among them")
+            raise ValueError("one event is bad")
 
     dramatiq.get_broker().flush_all()
     yield seen
@@ -41,7 +41,7 @@ def batches():
     dramatiq.get_broker().flush_all()
 
 
-def let_wait_pass(event: Event) -> None:
+def end_batch_wait(event: Event) -> None:
     Delivery.objects.filter(event=event).update(available_at=event.created_at)
 
 
@@ -53,7 +53,7 @@ def test_a_batch_that_is_not_full_waits(batches):
     publish("click.button", 1)
     publish("click.button", 2)
     relay_all()
-    assert set(Delivery.objects.values_list("status", "held")) == {("pending", "batch")}
+    assert set(Delivery.objects.values_list("state", "waits_for")) == {("pending", "batch")}
     assert sent_messages() == 0
 
 
@@ -62,42 +62,40 @@ def test_a_full_batch_is_one_message_with_its_events_in_order(batches):
         events = outbox.publish_many([{"topic": "click.button", "payload": n} for n in range(7)])
     relay_all()
     assert sent_messages() == 2
-    assert list(Delivery.objects.filter(status="pending").values_list("event_id", flat=True)) == [
-        events[6].pk
-    ]
+    assert list(Delivery.objects.filter(state="pending").values_list("event_id", flat=True)) == [events[6].pk]
     with worker():
         for event in events[:6]:
             assert finish(event) == {"batched": "succeeded"}
     assert sorted(batches) == [[0, 1, 2], [3, 4, 5]]
 
 
-def test_a_batch_that_gets_ripe_while_a_backlog_is_worked_off_runs_at_its_end(batches, monkeypatch):
+def test_a_batch_that_becomes_ready_during_a_backlog_is_dispatched_at_its_end(batches, monkeypatch):
     def fill_a_batch(**_):
-        # Once the first look for one has found none.
-        if len(asked) != 1 or Delivery.objects.filter(held="batch").exists():
+        # The first check has found no batch.
+        if len(checks) != 1 or Delivery.objects.filter(waits_for="batch").exists():
             return
         with transaction.atomic():
             outbox.publish_many([{"topic": "click.button", "payload": n} for n in range(3)])
 
-    monkeypatch.setattr("relay.loop.BATCHES_INTERVAL_S", 600.0)
-    ask, asked = Claim.ripe_in, []
-    monkeypatch.setattr(Claim, "ripe_in", lambda *args: asked.append(None) or ask(*args))
+    ready_in, checks = Claim.ready_in, []
+    monkeypatch.setattr(Claim, "ready_in", lambda *args: checks.append(None) or ready_in(*args))
     with transaction.atomic():
         outbox.publish_many([{"topic": "test.recorded", "payload": n} for n in range(5)])
     batch_dispatched.connect(fill_a_batch)
     try:
-        relay_all(batch_size=1)
+        # The clock stands still, so that the time of the next check for a batch never comes.
+        relay_all(batch_size=1, clock=lambda: 1000.0)
     finally:
         batch_dispatched.disconnect(fill_a_batch)
     assert not Delivery.objects.pending().exists()
-    # Before the ten rounds of the backlog and after them, until nothing is left, but not at each.
-    assert 2 <= len(asked) <= 4
+    # The relay checks before and after the ten rounds of the backlog, but not in each round.
+    assert 2 <= len(checks) <= 4
 
 
-def test_a_batch_runs_when_its_oldest_event_has_waited(batches):
+def test_a_batch_runs_when_its_oldest_event_has_waited_long_enough(batches):
     event = publish("click.button", 1)
     later = publish("click.button", 2)
-    let_wait_pass(event)
+    end_batch_wait(event)
     relay_all()
     with worker():
         finish(event)
@@ -113,39 +111,42 @@ def test_an_event_that_is_not_due_joins_no_batch(batches):
     assert sent_messages() == 0
 
 
-def test_one_bad_event_is_found_and_harms_nobody(batches):
+def test_only_the_bad_event_of_a_batch_fails(batches):
     good, bad, other = (publish("click.button", payload) for payload in ("good", "bad", "other"))
     relay_all()
     with worker():
-
-        def given_back():
-            flush()
-            return not Delivery.objects.filter(status="dispatched").exists()
-
-        wait_until(given_back, what="the batch to be given back")
+        wait_until(lambda: waiting_for("batch") == 3, what="the batch to wait for its retry")
+    wait_until(lambda: relay_all() or waiting_for("batch") == 0, what="the dispatch of the retry")
+    with worker():
+        wait_until(lambda: waiting_for("") == 3, what="the batch to be split")
         assert len(batches) == 2
+        assert set(Delivery.objects.values_list("message_options", flat=True)) == {None}
         registry.get("batched").actor.options["max_retries"] = 1
-        relay_all()
-        assert finish(good) == {"batched": "succeeded"}
-        assert finish(other) == {"batched": "succeeded"}
-        assert finish(bad) == {"batched": "failed"}
-    assert "a bad one is among them" in bad.deliveries.get().error
+        assert finish_with_retries(good) == {"batched": "succeeded"}
+        assert finish_with_retries(other) == {"batched": "succeeded"}
+        assert finish_with_retries(bad) == {"batched": "failed"}
+    assert "one event is bad" in bad.deliveries.get().error
     assert batches[:2] == [["good", "bad", "other"]] * 2
     assert sorted(batches[2:]) == [["bad"], ["bad"], ["good"], ["other"]]
 
 
-def test_a_batch_counts_each_of_its_events(batches):
+def waiting_for(condition: str) -> int:
+    flush()
+    return Delivery.objects.pending().filter(waits_for=condition).count()
+
+
+def test_each_event_of_a_batch_is_counted(batches):
     events = [publish("click.button", n) for n in range(3)]
     relay_all()
     with worker():
         for event in events:
             finish(event)
     flush()
-    stats = HandlerStats.objects.get(handler="batched")
+    stats = HandlerStats.objects.merged()["batched"]
     assert (stats.dispatched, stats.succeeded, sum(stats.histogram)) == (3, 3, 3)
 
 
-def test_a_batched_receiver_gets_a_list_of_its_sends():
+def test_a_batch_receiver_gets_a_list_of_sends():
     seen = []
 
     @outbox.receiver(post_save, sender=Product, batch_size=2, queue_name=QUEUE, name="batched_receiver")
@@ -166,7 +167,7 @@ def test_a_batched_receiver_gets_a_list_of_its_sends():
     assert seen == [("a", True), ("b", True)]
 
 
-def test_a_batch_survives_json(batches):
+def test_the_message_of_a_batch_contains_its_payloads_and_deliveries(batches):
     with transaction.atomic():
         outbox.publish_many([{"topic": "click.button", "payload": {"ü": [1, None]}} for _ in range(3)])
     relay_all()
@@ -176,3 +177,42 @@ def test_a_batch_survives_json(batches):
     assert message["options"]["outbox"]["deliveries"] == list(
         Delivery.objects.order_by("pk").values_list("pk", flat=True)
     )
+
+
+def test_a_batch_to_a_handler_that_takes_single_events_now_is_sent_singly(batches):
+    events = [publish("click.button", n) for n in range(3)]
+    relay_all()
+    registry.remove("batched")
+    seen = []
+
+    @outbox.handler("click.*", queue_name=QUEUE, name="batched")
+    def single(event):
+        seen.append(event.payload)
+
+    with worker():
+        wait_until(
+            lambda: flush() or Delivery.objects.pending().count() == 3, what="the batch to return to pending"
+        )
+        assert set(Delivery.objects.values_list("attempts", "waits_for")) == {(0, "")}
+        relay_all()
+        assert [finish(event) for event in events] == [{"batched": "succeeded"}] * 3
+    assert sorted(seen) == [0, 1, 2]
+
+
+def test_a_new_batch_handler_gets_the_event_of_an_older_message_in_a_list():
+    outbox.handler("click.*", queue_name=QUEUE, name="batched")(lambda event: None)
+    event = publish("click.button", 1)
+    relay_all()
+    registry.remove("batched")
+    seen = []
+
+    @outbox.handler("click.*", queue_name=QUEUE, name="batched", batch_size=10)
+    def batched(events):
+        seen.append([event.payload for event in events])
+
+    try:
+        with worker():
+            assert finish(event) == {"batched": "succeeded"}
+    finally:
+        registry.remove("batched")
+    assert seen == [[1]]

@@ -1,4 +1,4 @@
-"""The benchmarks of what keeps cost flat do what they say, and rounds are shared in turns."""
+"""The benchmarks of a flat cost measure the right databases, and rounds are divided into turns."""
 
 from __future__ import annotations
 
@@ -36,34 +36,34 @@ def measured(
     return figures
 
 
-def named(key: str, retained: int = 50) -> Benchmark:
+def benchmark_named(key: str, retained: int = 50) -> Benchmark:
     [found] = [one for one in catalogue(retained) if one.key == key]
     return found
 
 
-def ask(surroundings: Surroundings, database: str, question: str, *values: Any) -> list[Any]:
+def query(surroundings: Surroundings, database: str, sql: str, *values: Any) -> list[Any]:
     with psycopg.connect(surroundings.database_url, dbname=database) as connection:
-        return connection.execute(question, values).fetchall()
+        return connection.execute(sql, values).fetchall()
 
 
 @pytest.mark.postgres
 @pytest.mark.redis
-def test_retained_rows_are_in_one_database_and_an_empty_one_is_beside_it(surroundings: Surroundings) -> None:
-    figures = measured(named("retained"), surroundings.start)
+def test_retained_rows_are_in_one_of_two_databases(surroundings: Surroundings) -> None:
+    figures = measured(benchmark_named("retained"), surroundings.start)
     assert all(one.wall_us > 0 and one.cpu_us > 0 for one in figures.values())
     count = (
-        "SELECT status, count(*) FROM outbox_delivery JOIN outbox_event e ON e.id = event_id GROUP BY status"
+        "SELECT state, count(*) FROM outbox_delivery JOIN outbox_event e ON e.id = event_id GROUP BY state"
     )
-    empty, full = (ask(surroundings, name, count) for name in surroundings.databases)
+    empty, full = (query(surroundings, name, count) for name in surroundings.databases)
     assert empty == [("succeeded", 3)]
-    # What warms up, and the round.
+    # The warm-up and the round.
     assert full == [("succeeded", 50 + 3 + 3)]
 
 
 @pytest.mark.postgres
 @pytest.mark.redis
 def test_a_transaction_stays_open_through_all_rounds(surroundings: Surroundings) -> None:
-    benchmark = named("pinned")
+    benchmark = benchmark_named("pinned")
     oldest = (
         "SELECT backend_xmin::text FROM pg_stat_activity"
         " WHERE datname = %s AND state = 'idle in transaction' AND backend_xmin IS NOT NULL"
@@ -72,32 +72,32 @@ def test_a_transaction_stays_open_through_all_rounds(surroundings: Surroundings)
         driver.start()
         driver.ask(**benchmark.ways[1].prepare)
         [name] = surroundings.databases
-        before = ask(surroundings, "postgres", oldest, name)
+        before = query(surroundings, "postgres", oldest, name)
         for _round in range(2):
             driver.ask("relay_on_kept", events=3)
-        assert ask(surroundings, "postgres", oldest, name) == before
+        assert query(surroundings, "postgres", oldest, name) == before
         assert len(before) == 1
 
 
 @pytest.mark.postgres
 @pytest.mark.redis
-def test_publishers_commit_with_and_without_notify(surroundings: Surroundings) -> None:
-    benchmark = named("notify")
+def test_publishers_commit_with_notify_and_without_it(surroundings: Surroundings) -> None:
+    benchmark = benchmark_named("notify")
     few = tuple(replace(way, arguments=way.arguments | {"publishers": 2}) for way in benchmark.ways)
     figures = measured(replace(benchmark, ways=few), surroundings.start, events=1)
     assert all(one.wall_us > 0 and one.cpu_us > 0 for one in figures.values())
     [name] = surroundings.databases
-    states = ask(surroundings, name, "SELECT status, count(*) FROM outbox_delivery GROUP BY status")
-    # Everything was relayed and settled; besides what warms up there is the first one of each publisher.
-    [(status, published)] = states
-    assert status == "succeeded"
+    states = query(surroundings, name, "SELECT state, count(*) FROM outbox_delivery GROUP BY state")
+    # All events were relayed and settled: those of the warm-up, and the first one of each publisher too.
+    [(state, published)] = states
+    assert state == "succeeded"
     assert published > sum(answer["events"] for one in figures.values() for answer in one.answers) + 2
 
 
 @pytest.mark.postgres
 @pytest.mark.redis
-def test_a_latency_comes_with_the_cpu_time_of_all_processes(surroundings: Surroundings) -> None:
-    benchmark = replace(named("latency-redis"), ways=(ours("latency"),))
+def test_a_latency_has_the_cpu_time_of_all_processes(surroundings: Surroundings) -> None:
+    benchmark = replace(benchmark_named("latency-redis"), ways=(ours("latency"),))
     [figures] = measured(benchmark, surroundings.start).values()
     assert len(figures.samples_ms) == 3
     assert figures.cpu_us > 0 or math.isnan(figures.cpu_us)  # without /proc
@@ -107,7 +107,7 @@ def test_a_latency_comes_with_the_cpu_time_of_all_processes(surroundings: Surrou
 
 @dataclass
 class Drivers:
-    """What drivers were asked, by the number of the driver."""
+    """The requests to drivers, with the number of each driver."""
 
     asked: list[tuple[int, str, Any]] = field(default_factory=list)
     started: int = 0
@@ -132,7 +132,7 @@ class Driver:
         return {"events": 1, "wall_s": 1.0, "cpu_s": 1.0}
 
 
-def test_ways_share_a_round_in_turns_and_each_turn_begins_with_another() -> None:
+def test_each_turn_of_a_round_begins_with_another_way() -> None:
     drivers = Drivers()
     benchmark = Benchmark(
         key="x", title="X", events={"small": 4, "full": 4}, turns=3, ways=(ours("a", "a"), ours("b", "b"))
@@ -143,7 +143,7 @@ def test_ways_share_a_round_in_turns_and_each_turn_begins_with_another() -> None
     assert len(figures["a"].answers) == 6
 
 
-def test_a_small_round_is_not_shared_in_turns() -> None:
+def test_a_small_round_has_one_turn() -> None:
     drivers = Drivers()
     benchmark = Benchmark(
         key="x", title="X", events={"small": 4, "full": 4}, turns=3, ways=(ours("a", "a"), ours("b", "b"))
@@ -157,32 +157,30 @@ def test_a_small_round_is_not_shared_in_turns() -> None:
     ]
 
 
-def test_a_way_is_prepared_once_and_has_its_own_database() -> None:
+def test_a_way_with_a_database_is_prepared_once_before_its_rounds() -> None:
     drivers = Drivers()
-    measured(named("retained", 7), drivers.start, rounds=2)
+    measured(benchmark_named("retained", 7), drivers.start, rounds=2)
     assert drivers.started == 2
     assert [arguments for _driver, task, arguments in drivers.asked if task == "retain"] == [{"rows": 7}]
     assert {driver for driver, task, _arguments in drivers.asked if task == "relay_on_kept"} == {2}
-    # Before all that is measured there.
+    # Before the first measurement in that database.
     assert next(task for driver, task, _arguments in drivers.asked if driver == 2) == "retain"
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "rows"),
     [
         ((), "10,000,000"),
         (("--scale", "small"), "1,000"),
         (("--retained", "20000"), "20,000"),
     ],
 )
-def test_the_number_of_retained_rows_is_an_option_and_in_the_title(
-    arguments: tuple[str, ...], said: str
-) -> None:
+def test_the_title_has_the_number_of_retained_rows(arguments: tuple[str, ...], rows: str) -> None:
     [benchmark] = chosen(parse(["--only", "retained", *arguments]))
-    assert f"beside {said} retained rows" in benchmark.title
+    assert f"beside {rows} retained rows" in benchmark.title
 
 
-def test_a_benchmark_that_does_not_exist_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_benchmark_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parse(["--only", "nothing"])
     assert "publish-many" in capsys.readouterr().err

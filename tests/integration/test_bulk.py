@@ -1,4 +1,4 @@
-"""Bulk signals: Django's bulk operations do what they always did, and tell ordinary receivers of it."""
+"""Bulk signals: Django's bulk operations keep their results, and send signals to ordinary receivers."""
 
 import threading
 from contextlib import ExitStack, contextmanager
@@ -10,9 +10,9 @@ from django.db.models import Count, F
 from django.test.utils import CaptureQueriesContext
 
 from outbox import BulkSignalQuerySet, bulk_created, bulk_deleted, bulk_updated
-from outbox.signals import BulkSignal
-from tests.listening import background, ordinary
-from tests.processes import wait_until
+from outbox.signals.bulk import BulkSignal
+from tests.support.processes import wait_until
+from tests.support.receivers import background, ordinary
 from tests.testapp.models import Basket, Line, NamedQuerySet, Order, Product, Tag
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -22,14 +22,14 @@ SIGNALS: tuple[BulkSignal, ...] = (bulk_created, bulk_updated, bulk_deleted)
 
 @contextmanager
 def listening(sender=Line):
-    """Listen to all three signals; yields what was heard, as (signal, arguments)."""
+    """Connect a receiver to all three signals; yield a function that returns pairs (signal, arguments)."""
     with ExitStack() as stack:
-        heard = [(signal, stack.enter_context(ordinary(signal, sender))) for signal in SIGNALS]
-        yield lambda: [(signal, arguments) for signal, calls in heard for arguments in calls]
+        received = [(signal, stack.enter_context(ordinary(signal, sender))) for signal in SIGNALS]
+        yield lambda: [(signal, arguments) for signal, calls in received for arguments in calls]
 
 
 def lines(count: int, basket=None) -> list[Line]:
-    """Write lines without a signal."""
+    """Insert lines without a signal."""
     return Line._base_manager.bulk_create([Line(sku=f"sku-{n}", basket=basket) for n in range(count)])
 
 
@@ -40,10 +40,10 @@ def skus(instances) -> list[str]:
 # ---------------------------------------------------------------- ordinary receivers
 
 
-def test_bulk_create_tells_of_the_instances_with_their_keys():
-    with ordinary(bulk_created, Line) as heard:
+def test_bulk_create_sends_the_instances_with_their_keys():
+    with ordinary(bulk_created, Line) as received:
         created = Line.objects.bulk_create([Line(sku="a"), Line(sku="b")], batch_size=1)
-    assert heard == [
+    assert received == [
         {
             "signal": bulk_created,
             "sender": Line,
@@ -56,69 +56,69 @@ def test_bulk_create_tells_of_the_instances_with_their_keys():
     assert all(line.pk for line in created)
 
 
-def test_bulk_create_with_ignored_conflicts_says_so_and_leaves_the_keys_unknown():
+def test_bulk_create_with_ignored_conflicts_sends_instances_without_keys():
     lines(1)
-    with ordinary(bulk_created, Line) as heard:
+    with ordinary(bulk_created, Line) as received:
         created = Line.objects.bulk_create([Line(sku="sku-0"), Line(sku="new")], ignore_conflicts=True)
-    assert (heard[0]["ignore_conflicts"], heard[0]["instances"]) == (True, created)
+    assert (received[0]["ignore_conflicts"], received[0]["instances"]) == (True, created)
     assert [line.pk for line in created] == [None, None]
 
 
-def test_bulk_create_with_updated_conflicts_tells_of_both_kinds_of_rows():
+def test_bulk_create_with_updated_conflicts_sends_inserted_and_updated_rows():
     (old,) = lines(1)
-    with ordinary(bulk_created, Line) as heard:
+    with ordinary(bulk_created, Line) as received:
         Line.objects.bulk_create(
             [Line(sku="sku-0", quantity=5), Line(sku="new", quantity=6)],
             update_conflicts=True,
             update_fields=["quantity"],
             unique_fields=["sku"],
         )
-    assert heard[0]["update_conflicts"]
-    assert heard[0]["instances"][0].pk == old.pk
+    assert received[0]["update_conflicts"]
+    assert received[0]["instances"][0].pk == old.pk
     assert Line.objects.get(pk=old.pk).quantity == 5
 
 
-def test_bulk_update_tells_once_of_its_instances_and_fields_however_many_batches():
+def test_bulk_update_sends_one_signal_for_all_its_batches():
     rows = lines(5)
     for row in rows:
         row.quantity = 9
-    with listening() as heard:
+    with listening() as received:
         assert Line.objects.bulk_update(rows, ["quantity"], batch_size=2) == 5
-    ((signal, arguments),) = heard()
+    ((signal, arguments),) = received()
     assert signal is bulk_updated
     assert (arguments["instances"], arguments["fields"]) == (rows, frozenset({"quantity"}))
 
 
-def test_bulk_update_leaves_out_rows_that_are_gone():
+def test_bulk_update_leaves_out_deleted_rows():
     rows = lines(3)
     Line._base_manager.filter(pk=rows[1].pk).delete()
-    with ordinary(bulk_updated, Line) as heard:
+    with ordinary(bulk_updated, Line) as received:
         assert Line.objects.bulk_update(rows, ["quantity"]) == 2
-    assert heard[0]["instances"] == [rows[0], rows[2]]
+    assert received[0]["instances"] == [rows[0], rows[2]]
 
 
-def test_update_tells_of_the_rows_as_they_are_now():
+def test_update_sends_the_rows_with_their_new_values():
     rows = lines(3)
-    with listening() as heard:
+    with listening() as received:
         assert Line.objects.filter(pk__in=[rows[0].pk, rows[2].pk]).update(quantity=F("quantity") + 6) == 2
-    ((signal, arguments),) = heard()
+    ((signal, arguments),) = received()
     assert signal is bulk_updated
     assert [(line.pk, line.quantity) for line in arguments["instances"]] == [(rows[0].pk, 7), (rows[2].pk, 7)]
     assert (arguments["fields"], arguments["using"]) == (frozenset({"quantity"}), "default")
 
 
-def test_update_tells_of_rows_that_no_longer_match():
+def test_update_sends_rows_that_no_longer_match():
     lines(2)
-    with ordinary(bulk_updated, Line) as heard:
+    with ordinary(bulk_updated, Line) as received:
         assert Line.objects.filter(quantity=1).update(quantity=2) == 2
-    assert skus(heard[0]["instances"]) == ["sku-0", "sku-1"]
+    assert skus(received[0]["instances"]) == ["sku-0", "sku-1"]
 
 
-def test_delete_tells_of_the_instances_as_they_were():
+def test_delete_sends_the_instances_with_their_values_before():
     rows = lines(3)
-    with listening() as heard:
+    with listening() as received:
         result = Line.objects.filter(pk__in=[rows[0].pk, rows[1].pk]).only("id").delete()
-    ((signal, arguments),) = heard()
+    ((signal, arguments),) = received()
     assert result[0] == 2
     assert signal is bulk_deleted
     assert [(line.pk, line.sku) for line in arguments["instances"]] == [
@@ -138,44 +138,46 @@ def test_delete_tells_of_the_instances_as_they_were():
         lambda: Line.objects.filter(sku="none").delete(),
     ],
 )
-def test_an_operation_on_no_rows_tells_nothing(operation):
-    with listening() as heard:
+def test_an_operation_on_no_rows_sends_nothing(operation):
+    with listening() as received:
         operation()
-    assert heard() == []
+    assert received() == []
 
 
-def test_a_receiver_of_another_model_hears_nothing():
-    with listening(Tag) as heard:
+def test_a_receiver_of_another_model_is_not_called():
+    with listening(Tag) as received:
         Line.objects.bulk_create([Line(sku="a")])
-    assert heard() == []
+    assert received() == []
 
 
-def test_a_sender_may_be_named_before_it_is_loaded():
-    heard = []
+def test_a_sender_may_be_given_as_a_label():
+    received = []
 
     def listen(sender, **arguments):
-        heard.append(sender)
+        received.append(sender)
 
     bulk_created.connect(listen, sender="testapp.Line")
     Line.objects.bulk_create([Line(sku="a")])
     bulk_created.disconnect(listen, sender="testapp.Line")
     Line.objects.bulk_create([Line(sku="b")])
-    assert heard == [Line]
+    assert received == [Line]
 
 
-def test_models_with_a_table_per_parent_tell_of_their_rows():
+def test_models_with_multi_table_inheritance_send_their_rows():
     product = Product.objects.create(name="old", price=1)
     Product.objects.create(name="other", price=1)
     products = BulkSignalQuerySet(Product)
-    with listening(Product) as heard:
+    with listening(Product) as received:
         assert products.filter(name="old").update(name="new", price=2) == 1
         result = products.filter(name="new").delete()
     assert result == (2, {"testapp.Product": 1, "testapp.ProductBase": 1})
-    found = [(signal, one.pk, one.name, one.price) for signal, call in heard() for one in call["instances"]]
+    found = [
+        (signal, one.pk, one.name, one.price) for signal, call in received() for one in call["instances"]
+    ]
     assert found == [(signal, product.pk, "new", 2) for signal in (bulk_updated, bulk_deleted)]
 
 
-def test_an_error_of_a_receiver_undoes_the_operation():
+def test_an_error_of_a_receiver_rolls_back_the_operation():
     def refuse(**arguments):
         raise ZeroDivisionError
 
@@ -189,14 +191,14 @@ def test_an_error_of_a_receiver_undoes_the_operation():
     assert list(Line.objects.values_list("sku", "quantity")) == [("sku-0", 1)]
 
 
-def test_a_failed_operation_tells_nothing():
+def test_a_failed_operation_sends_nothing():
     lines(1)
-    with listening() as heard, pytest.raises(IntegrityError):
+    with listening() as received, pytest.raises(IntegrityError):
         Line.objects.bulk_create([Line(sku="sku-0")])
-    assert heard() == []
+    assert received() == []
 
 
-# ---------------------------------------------------------------- what Django does, it does
+# ---------------------------------------------------------------- the results are those of Django
 
 
 OPERATIONS = {
@@ -218,12 +220,10 @@ OPERATIONS = {
     "update by a join that multiplies": lambda: Line.objects.filter(tags__name__startswith="t").update(
         quantity=2
     ),
-    "update of what is grouped": lambda: (
+    "update of grouped rows": lambda: (
         Line.objects.annotate(n=Count("tags")).filter(n__gt=1).update(quantity=2)
     ),
-    "update of what is distinct": lambda: (
-        Line.objects.filter(tags__name__gt="").distinct().update(quantity=2)
-    ),
+    "update of distinct rows": lambda: Line.objects.filter(tags__name__gt="").distinct().update(quantity=2),
     "update by an empty basket": lambda: Line.objects.filter(basket__isnull=True).update(quantity=2),
     "update a slice": lambda: Line.objects.all()[:2].update(quantity=2),
     "update a union": lambda: Line.objects.union(Line.objects.all()).update(quantity=2),
@@ -238,8 +238,8 @@ OPERATIONS = {
 }
 
 
-def outcome_of(operation):
-    """Run an operation on the same rows as ever; return its result or error, and what it left."""
+def result_of(operation):
+    """Run an operation on the same rows; return its result or error, and the remaining rows."""
     basket = Basket.objects.create(name="b")
     rows = lines(4, basket)
     tags = Tag._base_manager.bulk_create([Tag(name="t1"), Tag(name="t2")])
@@ -256,10 +256,10 @@ def outcome_of(operation):
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_the_result_is_the_same_whether_or_not_somebody_listens(name):
-    quiet = outcome_of(OPERATIONS[name])
+def test_the_result_is_the_same_with_and_without_receivers(name):
+    without_receivers = result_of(OPERATIONS[name])
     with listening(), listening(Basket), background(bulk_updated, sender=Line):
-        assert outcome_of(OPERATIONS[name]) == quiet
+        assert result_of(OPERATIONS[name]) == without_receivers
 
 
 @pytest.mark.parametrize(
@@ -271,13 +271,13 @@ def test_the_result_is_the_same_whether_or_not_somebody_listens(name):
         lambda manager: manager.all().delete(),
     ],
 )
-def test_where_nobody_listens_the_queries_are_those_of_django(operation):
+def test_without_receivers_the_queries_are_the_queries_of_django(operation):
     def queries(manager) -> list[str]:
         Line._base_manager.all().delete()
         lines(3)
         with CaptureQueriesContext(connection) as captured:
             operation(manager)
-        # The keys differ each time.
+        # The keys differ in each run.
         return [query["sql"].partition(" ")[0] for query in captured]
 
     with listening(Tag):
@@ -290,12 +290,12 @@ def count_queries(operation) -> int:
     return len(captured)
 
 
-def test_an_update_heard_in_the_background_costs_one_query_for_the_keys_and_one_event():
+def test_an_update_with_a_background_receiver_costs_one_query_for_the_keys_and_one_event():
     lines(3)
     plain = count_queries(lambda: Line.objects.update(quantity=2))
     with background(bulk_updated, sender=Line):
-        heard = count_queries(lambda: Line.objects.update(quantity=3))
-    assert heard - plain == (2 if connection.vendor == "postgresql" else 3)
+        received = count_queries(lambda: Line.objects.update(quantity=3))
+    assert received - plain == (2 if connection.vendor == "postgresql" else 3)
 
 
 def test_unsafe_methods_are_marked_as_django_marks_them():
@@ -311,12 +311,12 @@ def test_related_managers_of_foreign_keys_send():
     basket, other = Basket.objects.create(name="b"), Basket.objects.create(name="o")
     lines(2, basket)
     Line._base_manager.create(sku="other", basket=other)
-    with listening() as heard:
+    with listening() as received:
         basket.lines.bulk_create([Line(sku="new", basket=basket)])
         basket.lines.update(quantity=4)
         basket.lines.filter(sku="new").delete()
         basket.lines.clear()
-    assert [(signal, skus(arguments["instances"])) for signal, arguments in heard()] == [
+    assert [(signal, skus(arguments["instances"])) for signal, arguments in received()] == [
         (bulk_created, ["new"]),
         (bulk_updated, ["new", "sku-0", "sku-1"]),
         (bulk_updated, ["sku-0", "sku-1"]),
@@ -328,20 +328,20 @@ def test_related_managers_of_many_to_many_fields_send():
     (line,) = lines(1)
     line.tags.set(Tag._base_manager.bulk_create([Tag(name="a"), Tag(name="b")]))
     Tag._base_manager.create(name="other")
-    with ordinary(bulk_updated, Tag) as heard:
+    with ordinary(bulk_updated, Tag) as received:
         assert line.tags.update(name="c") == 2
-    assert [tag.name for tag in heard[0]["instances"]] == ["c", "c"]
+    assert [tag.name for tag in received[0]["instances"]] == ["c", "c"]
 
 
-def test_a_querysets_own_methods_stay_beside_the_mixed_in_signals():
+def test_a_queryset_keeps_its_own_methods_with_the_mixin():
     Tag.objects.bulk_create([Tag(name="a"), Tag(name="b")])
-    with ordinary(bulk_updated, Tag) as heard:
+    with ordinary(bulk_updated, Tag) as received:
         assert Tag.objects.named("a").update(name="c") == 1
     assert isinstance(Tag.objects.all(), NamedQuerySet)
-    assert [tag.name for tag in heard[0]["instances"]] == ["c"]
+    assert [tag.name for tag in received[0]["instances"]] == ["c"]
 
 
-def test_the_async_twins_send_and_return_what_django_returns():
+def test_the_async_methods_send_and_return_the_results_of_django():
     async def main():
         created = await Line.objects.abulk_create([Line(sku="a"), Line(sku="b")])
         results = [
@@ -352,9 +352,9 @@ def test_the_async_twins_send_and_return_what_django_returns():
         ]
         return results
 
-    with listening() as heard:
+    with listening() as received:
         assert async_to_sync(main)() == [2, 2, 2, 1]
-    assert [signal for signal, _ in heard()] == [bulk_created, bulk_updated, bulk_updated, bulk_deleted]
+    assert [signal for signal, _ in received()] == [bulk_created, bulk_updated, bulk_updated, bulk_deleted]
 
 
 # ---------------------------------------------------------------- concurrency
@@ -362,36 +362,36 @@ def test_the_async_twins_send_and_return_what_django_returns():
 
 @pytest.mark.postgres
 @pytest.mark.parametrize("complicated", [False, True])
-def test_an_update_that_waited_tells_only_of_rows_that_still_match(complicated):
-    """Another transaction changes a row while ours waits for its lock: it is neither updated nor told of."""
+def test_an_update_that_waited_sends_only_rows_that_still_match(complicated):
+    """If another transaction changes a row while the update waits for its lock, the update skips the row."""
     lines(2)
     Tag._base_manager.create(name="t").lines.set(Line._base_manager.all())
-    holding, waiting = threading.Event(), threading.Event()
+    locked, waiting = threading.Event(), threading.Event()
 
     def change_the_first() -> None:
         with transaction.atomic():
             Line._base_manager.filter(sku="sku-0").update(quantity=50)
-            holding.set()
+            locked.set()
             waiting.wait(10)
         connection.close()
 
     thread = threading.Thread(target=change_the_first)
     thread.start()
-    holding.wait(10)
-    release = threading.Thread(
-        target=lambda: (wait_until(_somebody_waits), waiting.set(), connection.close())
+    locked.wait(10)
+    watcher = threading.Thread(
+        target=lambda: (wait_until(_a_session_waits_for_a_lock), waiting.set(), connection.close())
     )
-    release.start()
+    watcher.start()
     rows = Line.objects.filter(quantity=1)
-    with ordinary(bulk_updated, Line) as heard:
+    with ordinary(bulk_updated, Line) as received:
         updated = (rows.filter(tags__name="t") if complicated else rows).update(quantity=2)
     thread.join()
-    release.join()
-    assert (updated, skus(heard[0]["instances"])) == (1, ["sku-1"])
+    watcher.join()
+    assert (updated, skus(received[0]["instances"])) == (1, ["sku-1"])
     assert dict(Line._base_manager.values_list("sku", "quantity")) == {"sku-0": 50, "sku-1": 2}
 
 
-def _somebody_waits() -> bool:
+def _a_session_waits_for_a_lock() -> bool:
     with connection.cursor() as cursor:
         cursor.execute(
             "SELECT EXISTS (SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
@@ -401,7 +401,7 @@ def _somebody_waits() -> bool:
 
 
 def test_models_without_the_manager_send_nothing():
-    with ordinary(bulk_updated) as heard:
+    with ordinary(bulk_updated) as received:
         Order.objects.create()
         Order.objects.update(status="paid")
-    assert heard == []
+    assert received == []

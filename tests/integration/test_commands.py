@@ -1,7 +1,8 @@
-"""The commands that change deliveries: what they do, and what they refuse."""
+"""The commands that retry, replay and prune, and their refusals."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from datetime import timedelta
 from io import StringIO
@@ -12,17 +13,18 @@ import pytest
 from django.core.management import CommandError, call_command
 from django.utils import timezone
 
-from outbox.management.commands import outbox_replay, outbox_retry
+from outbox.management.commands import _options
 from outbox.models import Delivery, Event
+from outbox.operations import replay, retry
 from outbox.registry import registry
-from outbox.subscriptions import handler
-from tests.factories import make_delivery, make_event
+from outbox.subscribing.handler import handler
+from tests.support.factories import make_delivery, make_event
 
 pytestmark = pytest.mark.django_db
 
 
 def run(name: str, *args: Any) -> str:
-    """Run a command as the command line would, and return what it printed."""
+    """Run a command as the command line would, and return its output."""
     out = StringIO()
     call_command(name, *map(str, args), stdout=out, stderr=out)
     return out.getvalue()
@@ -49,12 +51,29 @@ def stock() -> Iterator[str]:
 # ---------------------------------------------------------------- outbox_retry
 
 
+def test_unconfirmed_deliveries_are_resent_by_id(mail: str) -> None:
+    lost, other = (make_delivery(state="dispatched", handler=mail, redeliveries=2) for _ in range(2))
+    failed = make_delivery(state="failed", handler=mail)
+    text = run("outbox_retry", lost.pk, failed.pk)
+    assert "1 failed and 1 unconfirmed deliveries will be resent." in text
+    assert "An unconfirmed delivery runs twice if its earlier message still arrives." in text
+    assert (state(lost), lost.resends, lost.redeliveries, lost.confirm_by) == ("pending", 1, 0, None)
+    assert (state(failed), state(other)) == ("pending", "dispatched")
+
+
+def test_filters_resend_no_unconfirmed_delivery(mail: str) -> None:
+    unconfirmed = make_delivery(state="dispatched", handler=mail)
+    assert "0 failed deliveries will be resent." in run("outbox_retry", "--handler", mail)
+    assert "0 failed deliveries will be resent." in run("outbox_retry", "--all")
+    assert state(unconfirmed) == "dispatched"
+
+
 def test_failed_deliveries_are_retried_by_id(mail: str) -> None:
-    failed, other, done = (make_delivery(status=status) for status in ("failed", "failed", "succeeded"))
+    failed, other, done = (make_delivery(state=state) for state in ("failed", "failed", "succeeded"))
     text = run("outbox_retry", failed.pk, done.pk, 10**12)
-    assert "1 failed deliveries will be sent again." in text
-    assert "2 of the given ids are not of failed deliveries." in text
-    assert state(failed) == "pending"
+    assert "1 failed deliveries will be resent." in text
+    assert "2 of the given ids are neither failed nor unconfirmed." in text
+    assert (state(failed), failed.resends, failed.attempts) == ("pending", 1, 0)
     assert (state(other), state(done)) == ("failed", "succeeded")
 
 
@@ -71,19 +90,98 @@ def test_failed_deliveries_are_retried_by_handler_topic_and_time(mail: str) -> N
 
 
 def test_all_failed_deliveries_are_retried_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outbox_retry, "CHUNK", 2)
+    monkeypatch.setattr(retry, "CHUNK", 2)
     for _number in range(5):
-        make_delivery(status="failed")
+        make_delivery(state="failed")
     assert "5 failed" in run("outbox_retry", "--all")
     assert not Delivery.objects.failed().exists()
 
 
+def test_a_dry_run_counts_and_changes_nothing(mail: str) -> None:
+    failed, unconfirmed = make_delivery(state="failed"), make_delivery(state="dispatched")
+    assert "1 deliveries would be resent." in run("outbox_retry", "--all", "--dry-run")
+    assert "2 deliveries would be resent." in run("outbox_retry", failed.pk, unconfirmed.pk, "--dry-run")
+    dry = ("--reason", "obsolete", "--dry-run")
+    assert "1 failed deliveries would be discarded." in run("outbox_discard", "--all", *dry)
+    assert (state(failed), state(unconfirmed)) == ("failed", "dispatched")
+
+
+@pytest.mark.parametrize("command", [("outbox_retry",), ("outbox_discard", "--reason", "obsolete")])
+def test_a_change_of_many_deliveries_needs_an_answer(
+    command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, *more = command
+    monkeypatch.setattr(_options, "ASK_ABOVE", 1)
+    for _number in range(2):
+        make_delivery(state="failed")
+    monkeypatch.setattr(sys, "stdin", StringIO())
+    with pytest.raises(CommandError, match=r"more than 1 deliveries will be .*; give --yes"):
+        run(name, "--all", *more)
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+    monkeypatch.setattr("builtins.input", lambda _question: "n")
+    with pytest.raises(CommandError, match="nothing was changed"):
+        run(name, "--all", *more)
+    assert Delivery.objects.failed().count() == 2
+    monkeypatch.setattr("builtins.input", lambda _question: "y")
+    run(name, "--all", *more)
+    assert not Delivery.objects.failed().exists()
+    for _number in range(2):
+        make_delivery(state="failed")
+    monkeypatch.setattr("builtins.input", lambda _question: "n")
+    run(name, "--all", "--yes", *more)
+    assert not Delivery.objects.failed().exists()
+
+
+# ---------------------------------------------------------------- outbox_discard
+
+
+def test_failed_deliveries_are_discarded_by_id_with_the_reason(mail: str) -> None:
+    failed, done = make_delivery(state="failed", error="ValueError: no"), make_delivery(state="succeeded")
+    text = run("outbox_discard", failed.pk, done.pk, "--reason", "obsolete")
+    assert "1 failed deliveries were discarded." in text
+    assert "1 of the given ids are not failed." in text
+    assert (state(failed), failed.error) == ("discarded", "obsolete\n\nValueError: no")
+    assert state(done) == "succeeded"
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_discard_by_handler_unblocks_ordering_keys(
+    stock: str, mail: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    woken: list[str] = []
+    monkeypatch.setattr(retry, "wake", woken.append)
+    head = make_delivery(state="failed", handler=stock, key="order-7")
+    waiting = make_delivery(handler=stock, key="order-7", waits_for="key")
+    other = make_delivery(state="failed", handler=mail)
+    run("outbox_discard", "--handler", stock, "--reason", "obsolete")
+    assert (state(head), state(waiting), state(other)) == ("discarded", "pending", "failed")
+    assert waiting.waits_for == ""
+    # The relays may sleep, and the next delivery of the key is due.
+    assert woken == ["default"]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_discard_by_topic_unblocks_the_keys_of_a_handler_that_skips_failures() -> None:
+    name = "tests.commands.skips"
+    handler("shop.*", name=name, queue_name="mail", ordered=True, on_failure="skip")(lambda event: None)
+    try:
+        make_delivery(make_event("shop.paid"), "failed", handler=name, key="order-7")
+        make_delivery(make_event("shop.sent"), "failed", handler=name, key="order-7")
+        waiting = make_delivery(handler=name, key="order-7", waits_for="key")
+        run("outbox_discard", "--topic", "shop.paid", "--reason", "obsolete")
+        assert state(waiting) == "pending"
+        assert waiting.waits_for == ""
+    finally:
+        registry.remove(name)
+
+
+@pytest.mark.parametrize("command", [("outbox_retry",), ("outbox_discard", "--reason", "x")])
 @pytest.mark.parametrize(
     "arguments", [[], ["--all", "7"], ["7", "--since", "1h"], ["--all", "--topic", "shop.*"]]
 )
-def test_a_retry_needs_one_kind_of_selection(arguments: list[str]) -> None:
+def test_a_change_needs_one_kind_of_selection(command: tuple[str, ...], arguments: list[str]) -> None:
     with pytest.raises(CommandError, match="exactly one of these kinds"):
-        run("outbox_retry", *arguments)
+        run(*command, *arguments)
 
 
 def test_a_misspelt_handler_or_pattern_is_refused(mail: str) -> None:
@@ -96,36 +194,34 @@ def test_a_misspelt_handler_or_pattern_is_refused(mail: str) -> None:
 # ---------------------------------------------------------------- outbox_replay
 
 
-def test_an_event_is_replayed_to_the_handlers_of_today(mail: str, stock: str) -> None:
+def test_an_event_is_replayed_to_the_handlers_that_are_subscribed_now(mail: str, stock: str) -> None:
     event = make_event("shop.order_paid", key="order-7")
     make_delivery(event, "succeeded", handler="handler.of.yesterday")
     text = run("outbox_replay", "--event", event.pk)
     assert "2 new deliveries written." in text
-    new = {one.handler: one for one in Delivery.objects.filter(event=event, status="pending")}
+    new = {one.handler: one for one in Delivery.objects.filter(event=event, state="pending")}
     assert set(new) == {mail, stock}
     assert (new[mail].queue, new[mail].key, new[mail].attempts) == ("mail", "", 0)
     assert (new[stock].queue, new[stock].key) == ("stock", "order-7")
 
 
-def test_a_replay_to_one_handler_leaves_out_events_that_it_does_not_subscribe_to(
-    mail: str, stock: str
-) -> None:
+def test_a_replay_to_one_handler_skips_events_without_its_subscription(mail: str, stock: str) -> None:
     paid, sent = make_event("shop.order_paid"), make_event("shop.order_sent")
     run("outbox_replay", "--topic", "shop.*", "--since", "1h", "--handler", stock)
     assert list(Delivery.objects.values_list("event_id", "handler")) == [(paid.pk, stock)]
     assert not sent.deliveries.exists()
 
 
-def test_a_receiver_that_an_event_was_addressed_to_gets_it_again() -> None:
+def test_a_replay_includes_the_receiver_of_an_earlier_delivery() -> None:
     name = next(name for name, one in registry.handlers.items() if one.kind != "event")
     event = make_event("some.signal")
     make_delivery(event, "succeeded", handler=name)
     run("outbox_replay", "--event", event.pk)
-    assert list(event.deliveries.filter(status="pending").values_list("handler", flat=True)) == [name]
+    assert list(event.deliveries.filter(state="pending").values_list("handler", flat=True)) == [name]
 
 
 def test_a_replay_covers_a_span_of_time_in_chunks(mail: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outbox_replay, "CHUNK", 2)
+    monkeypatch.setattr(replay, "CHUNK", 2)
     wanted = [make_event("shop.a", created_at=days_ago(day)) for day in (5, 4, 3, 2)]
     for day in (7, 1):
         make_event("shop.a", created_at=days_ago(day))
@@ -137,7 +233,7 @@ def test_a_replay_covers_a_span_of_time_in_chunks(mail: str, monkeypatch: pytest
     assert list(found) == [event.pk for event in wanted]
 
 
-def test_a_dry_run_writes_nothing(mail: str) -> None:
+def test_a_dry_run_of_a_replay_writes_nothing(mail: str) -> None:
     make_event("shop.a")
     assert "1 new deliveries would be written." in run(
         "outbox_replay", "--topic", "shop.*", "--since", "1h", "--dry-run"
@@ -158,7 +254,7 @@ def test_a_dry_run_writes_nothing(mail: str) -> None:
         ([], "one of the arguments --event --topic is required"),
     ],
 )
-def test_a_replay_refuses_what_it_cannot_mean(arguments: list[str], reason: str) -> None:
+def test_a_replay_refuses_wrong_options(arguments: list[str], reason: str) -> None:
     with pytest.raises(CommandError, match=reason.replace("*", r"\*")):
         run("outbox_replay", *arguments)
 
@@ -166,10 +262,10 @@ def test_a_replay_refuses_what_it_cannot_mean(arguments: list[str], reason: str)
 # ---------------------------------------------------------------- outbox_prune
 
 
-def test_pruning_deletes_what_is_done_and_past_its_retention() -> None:
+def test_pruning_deletes_finished_events_past_their_retention() -> None:
     done, waiting, failed = (
-        make_delivery(make_event(created_at=days_ago(30)), status)
-        for status in ("succeeded", "pending", "failed")
+        make_delivery(make_event(created_at=days_ago(30)), state)
+        for state in ("succeeded", "pending", "failed")
     )
     recent = make_delivery(make_event(created_at=days_ago(1)), "succeeded")
     assert "1 events would be deleted." in run("outbox_prune", "--dry-run")
@@ -191,4 +287,4 @@ def days_ago(days: int) -> Any:
 
 def state(delivery: Delivery) -> str:
     delivery.refresh_from_db()
-    return delivery.status
+    return delivery.state

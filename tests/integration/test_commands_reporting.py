@@ -1,11 +1,13 @@
-"""The commands that report: what they print, and when they exit with 1."""
+"""The commands that report: their output, and their exit with 1."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from datetime import timedelta
 from io import StringIO
 from typing import Any
@@ -16,15 +18,19 @@ from django.core.management import CommandError, call_command
 from django.db import connection
 from django.utils import timezone
 
+import outbox
+from outbox.durations import format_duration
 from outbox.management.commands import outbox_status
-from outbox.models import HandlerStats, RelayHeartbeat, Tally
-from tests.factories import make_delivery
+from outbox.models import HandlerStats, PausedHandler, ProcessHeartbeat, Tally
+from outbox.operations import health_figures
+from outbox.registry import registry
+from tests.support.factories import make_delivery
 
 pytestmark = pytest.mark.django_db
 
 
 def run(name: str, *args: Any) -> str:
-    """Run a command as the command line would, and return what it printed."""
+    """Run a command as the command line would, and return its output."""
     out = StringIO()
     call_command(name, *map(str, args), stdout=out, stderr=out)
     return out.getvalue()
@@ -40,7 +46,7 @@ def record(name: str, *durations_s: float) -> None:
 # ---------------------------------------------------------------- outbox_stats
 
 
-def test_stats_are_a_table_that_marks_slow_handlers() -> None:
+def test_the_table_of_stats_marks_slow_handlers() -> None:
     record("shop.mail", 0.01, 0.3)
     record("shop.stock", 0.002)
     lines = run("outbox_stats", "--since", "1h", "--slow", "0.1").splitlines()
@@ -50,14 +56,14 @@ def test_stats_are_a_table_that_marks_slow_handlers() -> None:
     assert "SLOW" not in lines[2]
 
 
-def test_stats_are_json_for_programs() -> None:
+def test_stats_can_be_json() -> None:
     record("shop.mail", 0.01, 0.3)
     (found,) = json.loads(run("outbox_stats", "--slow", "0.1", "--format", "json"))
     assert (found["handler"], found["runs"], found["max_s"]) == ("shop.mail", 2, 0.3)
     assert found["slow"]["slow"] == 1
 
 
-def test_stats_of_nothing_say_so() -> None:
+def test_stats_without_runs_are_empty() -> None:
     assert "No handler ran" in run("outbox_stats")
     assert json.loads(run("outbox_stats", "--format", "json")) == []
 
@@ -65,7 +71,7 @@ def test_stats_of_nothing_say_so() -> None:
 @pytest.mark.parametrize(
     "arguments", [["--since", "soon"], ["--slow", "fast"], ["--slow", "nan"], ["--since", "9" * 30 + "d"]]
 )
-def test_what_is_no_duration_is_refused(arguments: list[str]) -> None:
+def test_a_malformed_duration_is_refused(arguments: list[str]) -> None:
     with pytest.raises(CommandError, match=r"is not a|is too long"):
         run("outbox_stats", *arguments)
 
@@ -73,49 +79,105 @@ def test_what_is_no_duration_is_refused(arguments: list[str]) -> None:
 # ---------------------------------------------------------------- outbox_status
 
 
-def test_status_counts_what_waits() -> None:
+def test_status_counts_deliveries_by_state_and_live_relays() -> None:
     make_delivery(available_at=timezone.now() - timedelta(seconds=90))
     make_delivery(available_at=timezone.now() + timedelta(hours=1))
-    make_delivery(held="batch", available_at=timezone.now() + timedelta(hours=1))
-    make_delivery(status="dispatched")
-    make_delivery(status="dispatched", confirm_by=timezone.now() - timedelta(hours=1))
-    make_delivery(status="failed")
-    make_delivery(status="succeeded")
-    RelayHeartbeat.objects.create(id=uuid4(), host="a", pid=1)
-    RelayHeartbeat.objects.create(id=uuid4(), host="b", pid=2, seen_at=timezone.now() - timedelta(hours=1))
+    make_delivery(waits_for="batch", available_at=timezone.now() + timedelta(hours=1))
+    make_delivery(state="dispatched")
+    make_delivery(state="dispatched", confirm_by=timezone.now() - timedelta(hours=1))
+    make_delivery(state="failed")
+    make_delivery(state="succeeded")
+    ProcessHeartbeat.objects.create(id=uuid4(), host="a", pid=1)
+    ProcessHeartbeat.objects.create(id=uuid4(), host="b", pid=2, seen_at=timezone.now() - timedelta(hours=1))
     status = json.loads(run("outbox_status", "--format", "json"))
-    counts = {name: status[name] for name in ("due", "scheduled", "held", "dispatched", "overdue", "failed")}
-    assert counts == {"due": 1, "scheduled": 1, "held": 1, "dispatched": 2, "overdue": 1, "failed": 1}
+    counts = {
+        name: status[name] for name in ("due", "scheduled", "waiting", "unconfirmed", "overdue", "failed")
+    }
+    assert counts == {"due": 1, "scheduled": 1, "waiting": 1, "unconfirmed": 2, "overdue": 1, "failed": 1}
     assert status["relays_alive"] == 1
     assert 89 < status["oldest_due_s"] < 120
 
 
 def test_status_counts_no_further_than_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outbox_status, "COUNT_LIMIT", 2)
+    for module in (outbox_status, health_figures):
+        monkeypatch.setattr(module, "COUNT_LIMIT", 2)
     for _number in range(3):
-        make_delivery(status="failed")
-    assert "2+" in run("outbox_status")
+        make_delivery(state="failed")
+    assert re.search(r"^failed +2\+$", run("outbox_status"), re.MULTILINE)
 
 
 def test_status_exits_with_1_beyond_the_allowed_lag() -> None:
     make_delivery(available_at=timezone.now() - timedelta(seconds=90))
-    with pytest.raises(CommandError, match=r"waited 1\.5\d? min; --max-lag allows 1 min") as raised:
+    with pytest.raises(CommandError, match=r"waited 1\.5\d? min; at most 1 min is allowed") as raised:
         run("outbox_status", "--max-lag", "60")
     assert raised.value.returncode == 1
     run("outbox_status", "--max-lag", "5m")
 
 
-def test_a_batch_that_nobody_takes_is_a_lag_and_a_blocked_lane_is_none() -> None:
+def test_a_waiting_batch_counts_as_lag_and_a_blocked_key_does_not() -> None:
     long_ago = timezone.now() - timedelta(hours=1)
-    make_delivery(held="lane", available_at=long_ago)
+    make_delivery(waits_for="key", available_at=long_ago)
     run("outbox_status", "--max-lag", "60")
-    make_delivery(held="batch", available_at=long_ago)
+    make_delivery(waits_for="batch", available_at=long_ago)
     with pytest.raises(CommandError, match="--max-lag"):
         run("outbox_status", "--max-lag", "60")
 
 
+@pytest.fixture
+def batch_handler() -> Iterator[str]:
+    """Declare a batch handler whose events wait for a day."""
+
+    @outbox.handler("status.*", batch_size=3, batch_wait=timedelta(days=1), name="status.batched")
+    def batched(events: list[Any]) -> None:
+        pass
+
+    yield "status.batched"
+    registry.remove("status.batched")
+
+
+def _waiting(handler: str, *, published_ago: timedelta) -> None:
+    due = timezone.now() - published_ago + timedelta(days=1)
+    make_delivery(handler=handler, waits_for="batch", available_at=due)
+
+
+def _oldest_due_s() -> float:
+    return float(json.loads(run("outbox_status", "--format", "json"))["oldest_due_s"])
+
+
+def test_a_batch_that_is_not_ready_has_no_age(batch_handler: str) -> None:
+    for handler in (batch_handler, "not.declared"):
+        _waiting(handler, published_ago=timedelta(minutes=3))
+    assert _oldest_due_s() == 0.0
+    assert re.search(r"oldest due +-$", run("outbox_status"), re.MULTILINE)
+    run("outbox_status", "--max-lag", "60")
+
+
+def test_the_age_of_a_batch_counts_from_the_event_that_made_it_full(batch_handler: str) -> None:
+    for minutes in (30, 20):
+        _waiting(batch_handler, published_ago=timedelta(minutes=minutes))
+    assert _oldest_due_s() == 0.0
+    for minutes in (10, 1):
+        _waiting(batch_handler, published_ago=timedelta(minutes=minutes))
+    assert 600 <= _oldest_due_s() < 660
+
+
+def test_the_age_of_a_batch_counts_from_the_end_of_its_wait(batch_handler: str) -> None:
+    _waiting(batch_handler, published_ago=timedelta(days=1, minutes=5))
+    assert 300 <= _oldest_due_s() < 360
+
+
+def test_the_batch_of_a_paused_handler_has_no_age(batch_handler: str) -> None:
+    _waiting(batch_handler, published_ago=timedelta(days=2))
+    PausedHandler.objects.pause(batch_handler)
+    assert _oldest_due_s() == 0.0
+
+
+def test_a_negative_duration_keeps_its_unit() -> None:
+    assert format_duration(-86396.638) == "-24 h"
+
+
 @pytest.mark.parametrize("name", ["outbox_status", "outbox_stats", "outbox_prune"])
-def test_missing_tables_are_a_line_and_no_traceback(name: str) -> None:
+def test_missing_tables_are_reported_in_one_line(name: str) -> None:
     with connection.cursor() as cursor:
         for table in ("outbox_delivery", "outbox_handlerstats"):
             cursor.execute(f"ALTER TABLE {table} RENAME TO {table}_away")
@@ -123,7 +185,7 @@ def test_missing_tables_are_a_line_and_no_traceback(name: str) -> None:
         run(name)
 
 
-def test_a_database_that_does_not_answer_is_a_line_and_exit_code_1() -> None:
+def test_an_unreachable_database_is_reported_in_one_line_with_exit_code_1() -> None:
     env = os.environ | {"DATABASE_URL": "postgres://nobody@127.0.0.1:9/none"}
     command = [sys.executable, "-m", "django", "outbox_status", "--max-lag", "60"]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
@@ -139,7 +201,7 @@ def test_an_unknown_database_is_refused() -> None:
         run("outbox_status", "--database", "nowhere")
 
 
-def test_a_wrong_setting_is_a_line_and_no_traceback(settings: Any) -> None:
+def test_a_wrong_setting_is_reported_in_one_line(settings: Any) -> None:
     settings.OUTBOX = {"BATCH_SISE": 5}
     with pytest.raises(CommandError, match=r"BATCH_SISE.*BATCH_SIZE"):
         call_command("outbox_status")

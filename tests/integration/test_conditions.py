@@ -35,30 +35,30 @@ def signal() -> Signal:
     return Signal()
 
 
-class Loud(Condition):
-    """Give the receiver what it finds."""
+class WithExtra(Condition):
+    """Allow every send, and add arguments."""
 
-    def __init__(self, **found: Any) -> None:
-        self.found = found
+    def __init__(self, **added: Any) -> None:
+        self.added = added
 
     def allows(self, sender: Any, **kwargs: Any) -> bool:
         return True
 
     def extra(self, sender: Any, **kwargs: Any) -> dict[str, Any]:
-        return self.found
+        return self.added
 
 
-def test_a_receiver_runs_only_when_allowed(signal: Signal) -> None:
-    heard: list[int] = []
+def test_a_receiver_runs_only_if_its_condition_allows_the_send(signal: Signal) -> None:
+    received: list[int] = []
 
     @signal_condition(lambda size: size > 2)
     def receiver(size: int, **kwargs: Any) -> None:
-        heard.append(size)
+        received.append(size)
 
     signal.connect(receiver)
     for size in (1, 3):
         signal.send("me", size=size)
-    assert heard == [3]
+    assert received == [3]
 
 
 @pytest.mark.parametrize(
@@ -76,35 +76,39 @@ def test_conditions_combine(condition: Condition, allowed: bool) -> None:
     assert condition.allows("me") is allowed
 
 
-def test_what_several_conditions_found_is_united() -> None:
-    both = Loud(changes={"a": (1, 2)}, x=1) & Loud(changes={"b": (3, 4)})
+def test_the_extra_arguments_of_several_conditions_are_merged() -> None:
+    both = WithExtra(changes={"a": (1, 2)}, x=1) & WithExtra(changes={"b": (3, 4)})
     assert both.extra("me") == {"changes": {"a": (1, 2), "b": (3, 4)}, "x": 1}
 
-    @Loud(changes={"a": (1, 2)})
-    @Loud(changes={"b": (3, 4)})
+    @WithExtra(changes={"a": (1, 2)})
+    @WithExtra(changes={"b": (3, 4)})
     def stacked(changes: Any, **kwargs: Any) -> Any:
         return changes
 
     assert stacked(sender="me") == {"a": (1, 2), "b": (3, 4)}
 
 
-def test_the_function_stays_reachable_and_keeps_its_name() -> None:
+def test_a_decorated_function_keeps_its_name_and_docstring() -> None:
     def receiver(sender: Any, **kwargs: Any) -> None:
-        """Do it."""
+        """Handle the signal."""
 
     wrapped = YES(receiver)
-    assert (wrapped.__name__, wrapped.__doc__, inspect.unwrap(wrapped)) == ("receiver", "Do it.", receiver)
+    assert (wrapped.__name__, wrapped.__doc__, inspect.unwrap(wrapped)) == (
+        "receiver",
+        "Handle the signal.",
+        receiver,
+    )
 
 
-def test_a_receiver_gets_only_what_it_takes() -> None:
-    @Loud(changes={}, x=1)
+def test_a_receiver_gets_only_the_extra_arguments_that_it_takes() -> None:
+    @WithExtra(changes={}, x=1)
     def receiver(sender: Any, x: int) -> int:
         return x
 
     assert receiver("me") == 1
 
 
-def test_split_condition_takes_decorators_off() -> None:
+def test_split_condition_removes_condition_decorators() -> None:
     def receiver(**kwargs: Any) -> None: ...
 
     assert split_condition(receiver) == (receiver, None)
@@ -114,7 +118,7 @@ def test_split_condition_takes_decorators_off() -> None:
     assert not condition.allows("me")
 
 
-def test_split_condition_leaves_a_decorator_of_someone_else_on() -> None:
+def test_split_condition_keeps_other_decorators() -> None:
     def receiver(**kwargs: Any) -> None: ...
 
     conditional = YES(receiver)
@@ -130,14 +134,14 @@ def test_split_condition_leaves_a_decorator_of_someone_else_on() -> None:
 
 class Listener:
     def __init__(self) -> None:
-        self.heard: list[Any] = []
+        self.received: list[Any] = []
 
     @signal_condition(lambda size: size > 2)
     def decorated(self, sender: Any, size: int, **kwargs: Any) -> None:
-        self.heard.append(size)
+        self.received.append(size)
 
     def plain(self, sender: Any, size: int, **kwargs: Any) -> None:
-        self.heard.append(size)
+        self.received.append(size)
 
 
 def test_a_decorated_method_is_connected_weakly(signal: Signal) -> None:
@@ -146,16 +150,16 @@ def test_a_decorated_method_is_connected_weakly(signal: Signal) -> None:
     gc.collect()
     for size in (1, 3):
         signal.send("me", size=size)
-    assert listener.heard == [3]
+    assert listener.received == [3]
 
 
-def test_a_bound_method_lives_and_dies_with_its_instance(signal: Signal) -> None:
+def test_a_bound_method_is_disconnected_with_its_instance(signal: Signal) -> None:
     listener = Listener()
     signal.connect(signal_condition(lambda size: size > 2)(listener.plain))
     gc.collect()
     for size in (1, 3):
         signal.send("me", size=size)
-    assert listener.heard == [3]
+    assert listener.received == [3]
 
     gone = weakref.ref(listener)
     del listener
@@ -164,26 +168,26 @@ def test_a_bound_method_lives_and_dies_with_its_instance(signal: Signal) -> None
     assert signal.send("me", size=3) == []
 
 
-def test_a_local_receiver_that_nothing_holds_is_forgotten(signal: Signal) -> None:
+def test_a_local_receiver_without_references_is_disconnected(signal: Signal) -> None:
     signal.connect(YES(lambda **kwargs: None))
     gc.collect()
     assert signal.send("me") == []
 
 
 def test_an_async_receiver_is_awaited(signal: Signal) -> None:
-    heard: list[int] = []
+    received: list[int] = []
 
-    @Loud(extra=1)
+    @WithExtra(extra=1)
     @signal_condition(lambda size: size > 2)
     async def receiver(size: int, **kwargs: Any) -> str:
         await asyncio.sleep(0)
-        heard.append(size + kwargs["extra"])
+        received.append(size + kwargs["extra"])
         return "done"
 
     signal.connect(receiver)
     assert signal.send("me", size=1) == [(receiver, None)]
     assert asyncio.run(signal.asend("me", size=3)) == [(receiver, "done")]
-    assert heard == [4]
+    assert received == [4]
 
 
 def test_an_async_condition_is_refused() -> None:
@@ -197,7 +201,7 @@ def test_an_async_condition_is_refused() -> None:
 # ---------------------------------------------------------------- the conditions
 
 
-def test_only_for_models_takes_classes_and_labels_with_what_derives_from_them() -> None:
+def test_only_for_models_allows_classes_and_labels_and_their_subclasses() -> None:
     condition = only_for_models(ProductBase, "testapp.Order")
     allowed = [model for model in (ProductBase, Product, Order, Customer) if condition.allows(model)]
     assert allowed == [ProductBase, Product, Order]
@@ -206,7 +210,7 @@ def test_only_for_models_takes_classes_and_labels_with_what_derives_from_them() 
 
 
 @pytest.mark.parametrize("models", [(), ("order",), (int,), (3,)])
-def test_only_for_models_refuses_what_is_no_model(models: Any) -> None:
+def test_only_for_models_refuses_other_values_than_models(models: Any) -> None:
     with pytest.raises(RegistrationError, match="'app\\.Model'"):
         only_for_models(*models)
 
@@ -227,12 +231,12 @@ def test_conditions_without_names_are_refused() -> None:
 
 
 @pytest.mark.django_db
-def test_a_condition_on_a_model_signal() -> None:
-    heard: list[Any] = []
+def test_a_condition_decides_about_a_model_signal() -> None:
+    received: list[Any] = []
 
     @only_for_models(Customer)
     def receiver(instance: Any, **kwargs: Any) -> None:
-        heard.append(instance)
+        received.append(instance)
 
     post_save.connect(receiver)
     try:
@@ -240,7 +244,7 @@ def test_a_condition_on_a_model_signal() -> None:
         customer = Customer.objects.create(name="c")
     finally:
         post_save.disconnect(receiver)
-    assert heard == [customer]
+    assert received == [customer]
 
 
 def test_a_send_without_an_instance_changes_no_field() -> None:

@@ -1,4 +1,4 @@
-"""What `only_when_field_changed` takes for the old value, on real rows and with real commits."""
+"""The old and new values of `only_when_field_changed`, on real rows and with real commits."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class TicketBase(models.Model):
 
 class Ticket(TicketBase):
     price = models.DecimalField(max_digits=8, decimal_places=2, default=0)
-    seat = models.CharField(max_length=20, null=True, unique=True)  # noqa: DJ001 - several have none
+    seat = models.CharField(max_length=20, null=True, unique=True)  # noqa: DJ001 - several rows have no seat
     labels = models.JSONField(default=list)
     touched = models.DateTimeField(auto_now=True)
 
@@ -54,8 +54,8 @@ TOUCHED = only_when_field_changed("touched", model=Ticket)
 BASE_CHANGED = only_when_field_changed("status", model=TicketBase)
 
 
-class Heard(list[dict[str, Any]]):
-    """The changes that a receiver got, one entry a call."""
+class ReceivedChanges(list[dict[str, Any]]):
+    """The changes that a receiver got, one entry per call."""
 
     def take(self) -> list[dict[str, Any]]:
         taken = list(self)
@@ -64,28 +64,28 @@ class Heard(list[dict[str, Any]]):
 
 
 @contextmanager
-def listening(signal: Any, condition: Any = CHANGED, sender: Any = Ticket) -> Iterator[Heard]:
-    heard = Heard()
+def listening(signal: Any, condition: Any = CHANGED, sender: Any = Ticket) -> Iterator[ReceivedChanges]:
+    received = ReceivedChanges()
 
     @condition
     def receiver(changes: dict[str, Any], **kwargs: Any) -> None:
-        heard.append(changes)
+        received.append(changes)
 
     signal.connect(receiver, sender=sender)
     try:
-        yield heard
+        yield received
     finally:
         signal.disconnect(receiver, sender=sender)
 
 
 @pytest.fixture(params=[pre_save, post_save], ids=["pre_save", "post_save"])
-def heard(request: pytest.FixtureRequest) -> Iterator[Heard]:
+def received(request: pytest.FixtureRequest) -> Iterator[ReceivedChanges]:
     with listening(request.param) as found:
         yield found
 
 
 @pytest.fixture
-def after() -> Iterator[Heard]:
+def after() -> Iterator[ReceivedChanges]:
     with listening(post_save) as found:
         yield found
 
@@ -94,187 +94,187 @@ def make(**fields: Any) -> Ticket:
     return Ticket.objects.get(pk=Ticket.objects.create(**fields).pk)
 
 
-def test_a_changed_field_is_heard_with_its_old_and_new_value(heard: Heard) -> None:
+def test_a_changed_field_is_received_with_its_old_and_new_value(received: ReceivedChanges) -> None:
     ticket = make()
-    heard.clear()
+    received.clear()
     ticket.status = "paid"
     ticket.save()
-    assert heard.take() == [{"status": ("new", "paid")}]
+    assert received.take() == [{"status": ("new", "paid")}]
     ticket.save()
-    assert heard == []
+    assert received == []
 
 
-def test_the_old_value_costs_no_query(heard: Heard) -> None:
+def test_the_old_value_costs_no_query(received: ReceivedChanges) -> None:
     ticket = make()
-    with CaptureQueriesContext(
-        connection,
-    ) as without:
+    with CaptureQueriesContext(connection) as without_change:
         ticket.save()
     ticket.status = "paid"
     with CaptureQueriesContext(connection) as queries:
         ticket.save()
-    assert len(queries) == len(without)
+    assert len(queries) == len(without_change)
 
 
-def test_a_new_instance_has_changed_from_none(heard: Heard) -> None:
+def test_a_new_instance_has_changed_from_none(received: ReceivedChanges) -> None:
     Ticket.objects.create(price=5)
-    assert heard == [{"status": (None, "new"), "price": (None, 5), "labels": (None, [])}]
+    assert received == [{"status": (None, "new"), "price": (None, 5), "labels": (None, [])}]
 
 
-def test_an_unrelated_change_is_not_heard(heard: Heard) -> None:
+def test_an_unrelated_change_is_not_received(received: ReceivedChanges) -> None:
     ticket = make()
-    heard.clear()
+    received.clear()
     ticket.seat = "4a"
     ticket.save()
-    assert heard == []
+    assert received == []
 
 
-def test_a_value_of_another_type_is_compared_as_the_column_takes_it(heard: Heard) -> None:
+def test_a_value_of_another_type_is_converted_before_the_comparison(received: ReceivedChanges) -> None:
     ticket = make(price=Decimal("5.00"))
-    heard.clear()
+    received.clear()
     ticket.price = "5.00"  # type: ignore[assignment]
     ticket.save()
-    assert heard == []
+    assert received == []
     ticket.price = "6.00"  # type: ignore[assignment]
     ticket.save()
-    assert heard == [{"price": (Decimal("5.00"), Decimal("6.00"))}]
+    assert received == [{"price": (Decimal("5.00"), Decimal("6.00"))}]
 
 
-def test_a_mutable_value_changed_in_place_is_heard(heard: Heard) -> None:
+def test_a_mutable_value_changed_in_place_is_received(received: ReceivedChanges) -> None:
     ticket = make(labels=["a"])
-    heard.clear()
+    received.clear()
     ticket.labels.append("b")
     ticket.save()
-    assert heard == [{"labels": (["a"], ["a", "b"])}]
+    assert received == [{"labels": (["a"], ["a", "b"])}]
 
 
-def test_a_foreign_key_is_compared_by_its_primary_key(heard: Heard) -> None:
+def test_a_foreign_key_is_compared_by_its_primary_key(received: ReceivedChanges) -> None:
     ticket, other = make(), make()
-    heard.clear()
+    received.clear()
     ticket.owner = other
     ticket.save()
-    assert heard == [{"owner": (None, other.pk)}]
+    assert received == [{"owner": (None, other.pk)}]
 
 
-def test_update_fields_moves_only_what_it_writes(heard: Heard) -> None:
+def test_update_fields_replaces_only_the_old_values_it_writes(received: ReceivedChanges) -> None:
     ticket = make()
-    heard.clear()
+    received.clear()
     ticket.status, ticket.price = "paid", Decimal(9)
     ticket.save(update_fields=["price"])
-    assert heard.take() == [{"price": (Decimal(0), Decimal(9))}]
+    assert received.take() == [{"price": (Decimal(0), Decimal(9))}]
     ticket.save()
-    assert heard == [{"status": ("new", "paid")}]
+    assert received == [{"status": ("new", "paid")}]
 
 
-def test_a_refresh_moves_the_old_value(heard: Heard) -> None:
+def test_a_refresh_replaces_the_old_value(received: ReceivedChanges) -> None:
     ticket = make()
     Ticket.objects.filter(pk=ticket.pk).update(status="paid")
     ticket.refresh_from_db()
-    heard.clear()
+    received.clear()
     ticket.save()
-    assert heard == []
+    assert received == []
     ticket.status = "new"
     ticket.save()
-    assert heard == [{"status": ("paid", "new")}]
+    assert received == [{"status": ("paid", "new")}]
 
 
-def test_a_refresh_of_other_fields_leaves_an_unsaved_change_a_change(heard: Heard) -> None:
+def test_a_refresh_of_other_fields_keeps_an_unsaved_change(received: ReceivedChanges) -> None:
     ticket = make()
-    heard.clear()
+    received.clear()
     ticket.status = "paid"
     ticket.refresh_from_db(fields=["seat"])
     ticket.save()
-    assert heard == [{"status": ("new", "paid")}]
+    assert received == [{"status": ("new", "paid")}]
 
 
-def test_a_refresh_of_a_copy_moves_the_old_value(heard: Heard) -> None:
+def test_a_refresh_of_a_copy_replaces_the_old_value(received: ReceivedChanges) -> None:
     ticket = copy.copy(make())
     Ticket.objects.filter(pk=ticket.pk).update(status="paid")
     ticket.refresh_from_db()
-    heard.clear()
+    received.clear()
     ticket.save()
-    assert heard == []
+    assert received == []
 
 
-def test_a_refresh_of_a_bare_instance_is_a_first_look(heard: Heard) -> None:
+def test_a_refresh_of_an_unread_instance_sets_the_old_value(received: ReceivedChanges) -> None:
     ticket = Ticket(pk=make().pk)
     ticket.refresh_from_db()
-    heard.clear()
+    received.clear()
     ticket.status = "paid"
     ticket.save()
-    assert heard == [{"status": ("new", "paid")}]
+    assert received == [{"status": ("new", "paid")}]
 
 
-def test_a_deferred_field_is_not_fetched_and_not_a_change(heard: Heard) -> None:
+def test_a_deferred_field_is_not_fetched_and_not_a_change(received: ReceivedChanges) -> None:
     pk = make().pk
-    heard.clear()
+    received.clear()
     with CaptureQueriesContext(connection) as queries:
         ticket = Ticket.objects.only("seat").get(pk=pk)
         ticket.seat = "4a"
         ticket.save()
-    assert heard == []
+    assert received == []
     assert not [
         query for query in queries if query["sql"].startswith("SELECT") and '"status"' in query["sql"]
     ]
 
 
-def test_a_deferred_field_that_was_read_has_an_old_value(heard: Heard) -> None:
+def test_a_deferred_field_that_was_read_has_an_old_value(received: ReceivedChanges) -> None:
     ticket = Ticket.objects.defer("status").get(pk=make().pk)
-    heard.clear()
+    received.clear()
     assert ticket.status == "new"
     ticket.status = "paid"
     ticket.save()
-    assert heard == [{"status": ("new", "paid")}]
+    assert received == [{"status": ("new", "paid")}]
 
 
-def test_a_deferred_field_that_was_only_assigned_changes_from_unknown(heard: Heard) -> None:
+def test_a_deferred_field_that_was_only_assigned_changes_from_unknown(received: ReceivedChanges) -> None:
     ticket = Ticket.objects.defer("status").get(pk=make().pk)
-    heard.clear()
+    received.clear()
     ticket.status = "paid"
     ticket.save()
-    assert heard.take() == [{"status": (UNKNOWN, "paid")}]
+    assert received.take() == [{"status": (UNKNOWN, "paid")}]
     ticket.save()
-    assert heard == []
+    assert received == []
 
 
-def test_an_expression_changes_to_what_the_database_made_of_it(after: Heard) -> None:
+def test_an_expression_changes_to_the_result_or_to_unknown(after: ReceivedChanges) -> None:
     ticket = make(price=Decimal(1))
     after.clear()
     ticket.price = F("price") + 1  # type: ignore[assignment]
     ticket.save()
     [changes] = after.take()
     assert changes["price"][0] == 1
-    assert changes["price"][1] in (UNKNOWN, 2)  # Django 6 reads it back
+    assert changes["price"][1] in (UNKNOWN, 2)  # Django 6 reads the result back
     ticket.refresh_from_db()
     ticket.save()
     assert after == []
 
 
-def test_a_value_that_only_the_save_makes_is_seen_after_it() -> None:
+def test_a_value_set_by_the_save_is_received_after_the_save() -> None:
     ticket = make()
     before = ticket.touched
-    with listening(post_save, TOUCHED) as heard:
+    with listening(post_save, TOUCHED) as received:
         ticket.save()
-    assert heard == [{"touched": (before, ticket.touched)}]
+    assert received == [{"touched": (before, ticket.touched)}]
 
 
-def test_a_rolled_back_save_leaves_the_old_value(heard: Heard) -> None:
+def test_a_rolled_back_save_keeps_the_old_value(received: ReceivedChanges) -> None:
     ticket = make()
-    heard.clear()
+    received.clear()
     with pytest.raises(IntegrityError), transaction.atomic():
         ticket.status = "paid"
         ticket.save()
         raise IntegrityError
-    assert heard.take() == [{"status": ("new", "paid")}]
+    assert received.take() == [{"status": ("new", "paid")}]
     ticket.save()
-    assert heard.take() == [{"status": ("new", "paid")}]
+    assert received.take() == [{"status": ("new", "paid")}]
     ticket.save()
-    assert heard == []
+    assert received == []
 
 
-def test_a_rolled_back_savepoint_leaves_the_value_of_the_transaction_around_it(heard: Heard) -> None:
+def test_a_rolled_back_savepoint_restores_the_value_of_the_outer_transaction(
+    received: ReceivedChanges,
+) -> None:
     ticket = make()
-    heard.clear()
+    received.clear()
     with transaction.atomic():
         ticket.status = "paid"
         ticket.save()
@@ -284,15 +284,19 @@ def test_a_rolled_back_savepoint_leaves_the_value_of_the_transaction_around_it(h
             raise IntegrityError
         ticket.status = "lost"
         ticket.save()
-    assert [each["status"] for each in heard.take()] == [("new", "paid"), ("paid", "sent"), ("paid", "lost")]
+    assert [each["status"] for each in received.take()] == [
+        ("new", "paid"),
+        ("paid", "sent"),
+        ("paid", "lost"),
+    ]
     ticket.status = "new"
     ticket.save()
-    assert heard == [{"status": ("lost", "new")}]
+    assert received == [{"status": ("lost", "new")}]
 
 
-def test_a_released_savepoint_goes_with_the_transaction_around_it(heard: Heard) -> None:
+def test_a_released_savepoint_rolls_back_with_the_outer_transaction(received: ReceivedChanges) -> None:
     ticket = make()
-    heard.clear()
+    received.clear()
     with pytest.raises(IntegrityError), transaction.atomic():
         with transaction.atomic():
             ticket.status = "paid"
@@ -301,58 +305,58 @@ def test_a_released_savepoint_goes_with_the_transaction_around_it(heard: Heard) 
             ticket.status = "sent"
             ticket.save()
         raise IntegrityError
-    heard.clear()
+    received.clear()
     ticket.save()
-    assert heard == [{"status": ("new", "sent")}]
+    assert received == [{"status": ("new", "sent")}]
 
 
-def test_a_rolled_back_creation_leaves_a_new_instance(heard: Heard) -> None:
+def test_a_rolled_back_creation_leaves_a_new_instance(received: ReceivedChanges) -> None:
     ticket = Ticket(status="paid")
     with pytest.raises(IntegrityError), transaction.atomic():
         ticket.save()
         raise IntegrityError
-    heard.clear()
+    received.clear()
     ticket.save()
-    assert heard[0]["status"] == (None, "paid")
+    assert received[0]["status"] == (None, "paid")
 
 
-def test_a_rolled_back_refresh_leaves_the_old_value(heard: Heard) -> None:
+def test_a_rolled_back_refresh_keeps_the_old_value(received: ReceivedChanges) -> None:
     ticket = make()
-    heard.clear()
+    received.clear()
     with pytest.raises(IntegrityError), transaction.atomic():
         Ticket.objects.filter(pk=ticket.pk).update(status="paid")
         ticket.refresh_from_db()
         raise IntegrityError
     ticket.save()
-    assert heard == [{"status": ("new", "paid")}]
+    assert received == [{"status": ("new", "paid")}]
 
 
-def test_an_instance_loaded_in_a_rolled_back_transaction_keeps_what_it_loaded(heard: Heard) -> None:
+def test_an_instance_loaded_in_a_rolled_back_transaction_keeps_its_values(received: ReceivedChanges) -> None:
     pk = make().pk
     with pytest.raises(IntegrityError), transaction.atomic():
         ticket = Ticket.objects.get(pk=pk)
         ticket.status = "paid"
         ticket.save()
         raise IntegrityError
-    heard.clear()
+    received.clear()
     ticket.status = "lost"
     ticket.save()
-    assert heard == [{"status": ("new", "lost")}]
+    assert received == [{"status": ("new", "lost")}]
 
 
-def test_a_failed_save_leaves_the_old_value(heard: Heard) -> None:
+def test_a_failed_save_keeps_the_old_value(received: ReceivedChanges) -> None:
     make(seat="4a")
     ticket = make(seat="4b")
     ticket.seat, ticket.status = "4a", "paid"
     with pytest.raises(IntegrityError), transaction.atomic():
         ticket.save()
-    heard.clear()
+    received.clear()
     ticket.seat = "4c"
     ticket.save()
-    assert heard == [{"status": ("new", "paid")}]
+    assert received == [{"status": ("new", "paid")}]
 
 
-def test_several_receivers_of_one_save_hear_the_same(after: Heard) -> None:
+def test_several_receivers_of_one_save_get_the_same_changes(after: ReceivedChanges) -> None:
     ticket = make()
     with listening(post_save) as second, listening(post_save) as third:
         after.clear()
@@ -362,8 +366,8 @@ def test_several_receivers_of_one_save_hear_the_same(after: Heard) -> None:
 
 
 @pytest.mark.parametrize("update_fields", [None, ["price"]], ids=["whole", "update_fields"])
-def test_a_receiver_that_saves_again_takes_no_change_from_later_receivers(
-    after: Heard, update_fields: list[str] | None
+def test_a_receiver_that_saves_again_hides_no_change_from_later_receivers(
+    after: ReceivedChanges, update_fields: list[str] | None
 ) -> None:
     def save_again(instance: Ticket, **kwargs: Any) -> None:
         if instance.price == 0:
@@ -384,7 +388,7 @@ def test_a_receiver_that_saves_again_takes_no_change_from_later_receivers(
     assert list(later) == [inner, outer]
 
 
-def test_a_pre_save_receiver_that_reads_the_row_changes_nothing(after: Heard) -> None:
+def test_a_pre_save_receiver_that_reads_the_row_keeps_the_old_value(after: ReceivedChanges) -> None:
     def read_row(instance: Ticket, **kwargs: Any) -> None:
         if instance.pk:
             assert Ticket.objects.get(pk=instance.pk)._state.db == "default"
@@ -400,7 +404,7 @@ def test_a_pre_save_receiver_that_reads_the_row_changes_nothing(after: Heard) ->
     assert after == [{"status": ("new", "paid")}]
 
 
-def test_a_clone_is_a_new_instance(after: Heard) -> None:
+def test_a_clone_is_a_new_instance(after: ReceivedChanges) -> None:
     ticket = make(status="paid")
     after.clear()
     ticket.pk = ticket.id = ticket.ticketbase_ptr_id = None
@@ -409,7 +413,7 @@ def test_a_clone_is_a_new_instance(after: Heard) -> None:
     assert after[0]["status"] == (None, "paid")
 
 
-def test_a_deleted_instance_saved_again_is_new(after: Heard) -> None:
+def test_a_deleted_instance_that_is_saved_again_is_new(after: ReceivedChanges) -> None:
     ticket = make()
     ticket.delete()
     after.clear()
@@ -417,14 +421,14 @@ def test_a_deleted_instance_saved_again_is_new(after: Heard) -> None:
     assert after[0]["status"] == (None, "new")
 
 
-def test_an_existing_row_overwritten_blindly_changes_from_unknown(after: Heard) -> None:
+def test_a_row_overwritten_without_a_read_changes_from_unknown(after: ReceivedChanges) -> None:
     pk = make().pk
     after.clear()
     Ticket(pk=pk, status="paid").save()
     assert after[0]["status"] == (UNKNOWN, "paid")
 
 
-def test_bulk_created_instances_know_what_was_inserted(heard: Heard) -> None:
+def test_bulk_created_instances_have_the_inserted_old_values(received: ReceivedChanges) -> None:
     [base] = TicketBase.objects.bulk_create([TicketBase(status="paid")])
     with listening(post_save, BASE_CHANGED, sender=TicketBase) as found:
         base.save()
@@ -434,42 +438,42 @@ def test_bulk_created_instances_know_what_was_inserted(heard: Heard) -> None:
     assert found == [{"status": ("paid", "lost")}]
 
 
-def test_a_copy_and_a_pickle_remember_the_old_value(heard: Heard) -> None:
+def test_a_copy_and_a_pickle_keep_the_old_value(received: ReceivedChanges) -> None:
     for duplicate in (copy.copy, copy.deepcopy, lambda each: pickle.loads(pickle.dumps(each))):
         ticket = duplicate(make())
-        heard.clear()
+        received.clear()
         ticket.status = "paid"
         ticket.save()
-        assert heard == [{"status": ("new", "paid")}]
+        assert received == [{"status": ("new", "paid")}]
 
 
-def test_a_copy_made_in_a_transaction_follows_its_rollback(heard: Heard) -> None:
+def test_a_rollback_restores_the_old_value_of_a_copy(received: ReceivedChanges) -> None:
     ticket = make()
     with pytest.raises(IntegrityError), transaction.atomic():
         ticket.status = "paid"
         ticket.save()
         duplicate = copy.copy(ticket)
         raise IntegrityError
-    heard.clear()
+    received.clear()
     duplicate.save()
-    assert heard == [{"status": ("new", "paid")}]
+    assert received == [{"status": ("new", "paid")}]
 
 
 def test_a_proxy_is_tracked_with_its_model() -> None:
     ticket = TicketProxy.objects.get(pk=make().pk)
-    with listening(post_save, sender=TicketProxy) as heard:
+    with listening(post_save, sender=TicketProxy) as received:
         ticket.status = "paid"
         ticket.save()
-    assert heard == [{"status": ("new", "paid")}]
+    assert received == [{"status": ("new", "paid")}]
 
 
-def test_loading_a_fixture_is_no_change(heard: Heard) -> None:
+def test_loading_a_fixture_is_no_change(received: ReceivedChanges) -> None:
     ticket = make()
-    heard.clear()
+    received.clear()
     text = serializers.serialize("json", [ticket.ticketbase_ptr, ticket])
     for loaded in serializers.deserialize("json", text):
         loaded.save()
-    assert heard == []
+    assert received == []
 
 
 def test_conditions_combine() -> None:
@@ -485,14 +489,14 @@ def test_conditions_combine() -> None:
 
 def test_a_bare_decorator_tracks_every_model_with_the_field() -> None:
     ticket_before = make(seat="1a")
-    with listening(post_save, only_when_field_changed("seat")) as heard:
+    with listening(post_save, only_when_field_changed("seat")) as received:
         ticket = make(seat="2b")
-        heard.clear()
+        received.clear()
         ticket.seat = "2c"
         ticket.save()
-        assert heard.take() == [{"seat": ("2b", "2c")}]
+        assert received.take() == [{"seat": ("2b", "2c")}]
         ticket_before.save()
-        assert heard == [{"seat": (UNKNOWN, "1a")}]
+        assert received == [{"seat": (UNKNOWN, "1a")}]
 
 
 def test_a_field_that_the_model_lacks_is_refused_with_a_suggestion() -> None:

@@ -1,4 +1,4 @@
-"""A database that goes away while outcomes are buffered, and comes back."""
+"""An outage of the database while outcomes are buffered."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import pytest
 
 from example.services import EmbeddedPostgres
 from tests.conftest import ROOT
-from tests.processes import Process
+from tests.support.processes import Process
 
-pytestmark = [pytest.mark.postgres, pytest.mark.slow]
+pytestmark = [pytest.mark.postgres, pytest.mark.slow, pytest.mark.server]
 
-# A process of its own, since its database is not the tests'. It goes on once the file it is given exists.
+# A separate process, since the test kills its database. It continues when the given file exists.
 WORKER = """
 import sys, time
 from pathlib import Path
@@ -24,17 +24,17 @@ django.setup()
 from django.core.management import call_command
 from django.db import connection
 from outbox.confirmations import confirmations
+from outbox.confirmations.outcome import Outcome
 from outbox.models import Delivery, HandlerStats
-from outbox.outcomes import Outcome
-from tests.factories import make_delivery
+from tests.support.factories import make_delivery
 
 call_command("migrate", "outbox", verbosity=0)
-deliveries = [make_delivery(status="dispatched") for _ in range(40)]
+deliveries = [make_delivery(state="dispatched") for _ in range(40)]
 
 def report(some):
     for one in some:
         confirmations.add(
-            Outcome(one.pk, "default", "mail", "succeeded", "succeeded", duration_s=0.01)
+            Outcome(one.ref, "default", "mail", "succeeded", "succeeded", duration_s=0.01)
         )
 
 report(deliveries[:20])
@@ -44,8 +44,8 @@ while not Path(sys.argv[1]).exists():
 report(deliveries[20:])
 print("reported during", flush=True)
 confirmations.close(timeout_s=60)
-connection.close()  # the one of this thread broke in the outage
-states = set(Delivery.objects.values_list("status", flat=True))
+connection.close()  # the outage broke the connection of this thread
+states = set(Delivery.objects.values_list("state", flat=True))
 counted = sum(HandlerStats.objects.values_list("succeeded", flat=True))
 print("after the outage:", states, counted, flush=True)
 """
@@ -53,7 +53,7 @@ print("after the outage:", states, counted, flush=True)
 
 @pytest.fixture
 def server() -> Iterator[EmbeddedPostgres]:
-    """Return a server of this test's own, which it may kill."""
+    """Return a server for this test, which may kill it."""
     with EmbeddedPostgres() as server:
         yield server
 

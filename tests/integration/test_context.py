@@ -1,4 +1,4 @@
-"""The context of requests: captured, carried by events, current again in the worker, and never leaked."""
+"""The context of requests: events carry it to the worker, and it never leaks."""
 
 import asyncio
 import threading
@@ -22,8 +22,8 @@ from outbox.contexts import Handling, current_context
 from outbox.events import ReceivedEvent
 from outbox.http import OutboxContextMiddleware, fields_of
 from outbox.models import Event
-from tests.helpers import finish, flush, relay_all, worker
-from tests.listening import background, clear_broker
+from tests.support.data_flow import clear_broker, finish, flush, relay_all, worker
+from tests.support.receivers import background
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -35,7 +35,7 @@ MIDDLEWARE = [
 
 
 class Broken(Exception):
-    """What a view raises."""
+    """The error of a view."""
 
 
 def record(topic: str = "context.seen", payload=None) -> None:
@@ -57,7 +57,7 @@ def broken_view(request):
 
 
 async def async_view(request):
-    # Gives the other requests time to set their contexts.
+    # Gives the concurrent requests time to set their contexts.
     for _ in range(3):
         await asyncio.sleep(0)
     await sync_to_async(record)(payload=request.GET.get("n"))
@@ -116,10 +116,10 @@ def contexts() -> list[dict]:
     return [event.headers.get("context", {}) for event in Event.objects.order_by("pk")]
 
 
-# ---------------------------------------------------------------- what is captured
+# ---------------------------------------------------------------- the fields of a request
 
 
-def test_an_event_carries_what_the_request_tells(client, user):
+def test_an_event_carries_the_fields_of_the_request(client, user):
     client.force_login(user)
     client.get("/publish/", {"secret": "1"}, headers={"x-request-id": "abc-1", "user-agent": "Netscape 4"})
     assert contexts() == [
@@ -145,7 +145,7 @@ def test_a_request_without_the_authentication_middleware_has_no_user(client, set
     assert contexts()[0]["user_id"] is None
 
 
-def test_the_response_tells_the_request_id(client):
+def test_the_response_has_the_request_id(client):
     assert client.get("/quiet/", headers={"x-request-id": "abc-1"}).headers["X-Request-ID"] == "abc-1"
     assert uuid.UUID(client.get("/quiet/").headers["X-Request-ID"])
 
@@ -157,7 +157,7 @@ def test_a_request_that_publishes_nothing_does_not_look_up_its_user(client, user
     assert len(queries) == 0
 
 
-def test_what_a_client_says_cannot_make_a_publish_fail(client, settings):
+def test_text_from_a_client_cannot_make_a_publish_fail(client, settings):
     settings.OUTBOX = {"MAX_PAYLOAD_BYTES": 8000}
     client.get("/publish/%00\x00/../" + "p" * 3000, headers={"user-agent": "a\0b" + "u" * 20_000})
     request = RequestFactory().get("/" + "p" * 3000, headers={"user-agent": "a\0\x1bb" + "u" * 20_000})
@@ -170,7 +170,7 @@ def test_what_a_client_says_cannot_make_a_publish_fail(client, settings):
     assert found["user_agent"].startswith("a��bu")
 
 
-def test_a_user_whose_key_is_no_number_is_told_as_text():
+def test_a_user_key_that_is_no_number_is_stored_as_text():
     request = RequestFactory().get("/")
     request.user = AnonymousUser()
     request.user.pk = uuid.UUID(int=7)
@@ -186,14 +186,14 @@ def test_trusted_proxies_is_read_from_the_settings(client, settings):
 # ---------------------------------------------------------------- no leak
 
 
-def test_nothing_is_left_after_a_request(client):
+def test_no_context_is_left_after_a_request(client):
     client.get("/publish/")
     assert current_context() == {}
     record(payload="after")
     assert contexts()[1] == {}
 
 
-def test_nothing_is_left_after_a_request_that_failed(client):
+def test_no_context_is_left_after_a_failed_request(client):
     with pytest.raises(Broken):
         client.get("/broken/")
     assert current_context() == {}
@@ -293,7 +293,7 @@ def test_an_async_streamed_body_has_the_context_of_its_request():
     assert "tenant" not in found["first"]
 
 
-def test_a_file_is_left_to_the_server():
+def test_a_file_response_is_not_wrapped():
     def view(request):
         return FileResponse(open(__file__, "rb"))
 
@@ -320,7 +320,7 @@ def test_a_block_that_fails_leaves_no_context():
 
 
 @given(st.lists(st.dictionaries(st.sampled_from("abc"), st.integers()), max_size=5))
-def test_inner_fields_win_and_outer_ones_return(layers):
+def test_inner_fields_replace_outer_fields_until_the_inner_block_ends(layers):
     def enter(rest, expected):
         assert current_context() == expected
         if rest:
@@ -354,7 +354,7 @@ def test_each_message_runs_in_the_context_of_its_own_event():
     assert (current_context(), current_event()) == ({}, None)
 
 
-def test_an_event_published_by_a_handler_tells_its_cause_and_its_root():
+def test_an_event_published_by_a_handler_has_the_ids_of_its_cause_and_root():
     def chain(*topics):
         return lambda **options: (
             lambda _: outbox.handler(topics[0], **options)(lambda event: record(topics[1]))
@@ -381,6 +381,6 @@ def test_an_event_published_by_a_handler_tells_its_cause_and_its_root():
     assert grandchild.headers["causation_id"] == str(child.pk)
 
 
-def test_the_context_of_a_handler_hides_that_of_the_process():
+def test_the_context_of_a_handler_replaces_the_context_of_the_process():
     with outbox.context(tenant="process"), Handling(ReceivedEvent(uuid.uuid4(), "a", headers={})):
         assert current_context() == {}

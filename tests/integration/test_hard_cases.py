@@ -1,4 +1,4 @@
-"""Cases found by reviewing: what races, mixes and outages must not do."""
+"""Cases found in reviews: races, combined options and outages."""
 
 import time
 from datetime import timedelta
@@ -10,15 +10,15 @@ from django.db.models.signals import post_delete
 from dramatiq.brokers.stub import StubBroker
 
 import outbox
-from outbox.collectors import unsubscribe
 from outbox.models import Delivery, Event, PausedHandler
 from outbox.registry import registry
+from outbox.signals.recorder import unsubscribe
 from relay.claim import Claim
 from relay.dispatch import Dispatcher
-from relay.housekeeping import Housekeeping
+from relay.maintenance import Maintenance
 from relay.marking import mark
-from tests.helpers import finish, flush, publish, relay_all, statuses, worker
-from tests.processes import wait_until
+from tests.support.data_flow import finish, finish_with_retries, flush, publish, relay_all, states_of, worker
+from tests.support.processes import wait_until
 from tests.testapp.handlers import QUEUE
 from tests.testapp.models import Customer, Effect, Order
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 @pytest.fixture
 def declared():
-    """Declare handlers that are forgotten after the test."""
+    """Declare handlers that are removed after the test."""
     names = []
 
     def declare(*topics, name, **options):
@@ -63,41 +63,44 @@ def test_a_failed_transactional_batch_leaves_no_effect_and_no_success(declared):
     relay_all()
     with worker():
         wait_until(
-            lambda: flush() or set(statuses(bad).values()) == {"pending"}, what="the batch to be given back"
+            lambda: flush() or set(states_of(bad).values()) == {"pending"},
+            what="the batch to be returned to pending",
         )
         assert not Effect.objects.filter(handler="money").exists()
-        relay_all()
-        assert finish(good) == {"money_batch": "succeeded"}
-        assert finish(bad) == {"money_batch": "failed"}
+        assert finish_with_retries(good) == {"money_batch": "succeeded"}
+        assert finish_with_retries(bad) == {"money_batch": "failed"}
     assert [effect.event_id for effect in Effect.objects.filter(handler="money")] == [good.pk]
 
 
-def test_what_a_relay_held_while_its_handler_was_resumed_is_let_go():
+def test_a_delivery_put_to_wait_while_its_handler_is_resumed_becomes_due():
     event = publish("test.recorded")
-    Delivery.objects.filter(event=event).update(held=Delivery.Held.PAUSE)
+    Delivery.objects.filter(event=event).update(waits_for=Delivery.WaitsFor.RESUME)
     PausedHandler.objects.pause("record_all")
-    Housekeeping(database="default").release_held()
-    assert dict(event.deliveries.values_list("handler", "held")) == {"record": "", "record_all": "pause"}
+    Maintenance(database="default").end_stale_waits()
+    assert dict(event.deliveries.values_list("handler", "waits_for")) == {
+        "record": "",
+        "record_all": "resume",
+    }
 
 
-def test_deliveries_of_a_handler_that_is_batched_no_longer_go_one_by_one():
+def test_deliveries_of_a_handler_that_no_longer_has_batches_become_due():
     event = publish("test.recorded")
-    Delivery.objects.filter(event=event).update(held=Delivery.Held.BATCH)
-    Housekeeping(database="default").release_held()
+    Delivery.objects.filter(event=event).update(waits_for=Delivery.WaitsFor.BATCH)
+    Maintenance(database="default").end_stale_waits()
     relay_all()
-    assert set(statuses(event).values()) == {"dispatched"}
+    assert set(states_of(event).values()) == {"dispatched"}
 
 
-def test_a_lane_never_has_two_in_flight_though_the_first_commits_late(declared):
+def test_a_key_has_one_dispatched_delivery_even_if_the_first_commits_late(declared):
     declared("late.*", name="late", ordered=True)(print)
     first, second = publish("late.x", key="a"), publish("late.x", key="a")
-    # The second is dispatched while the first one's transaction is still open.
-    Delivery.objects.filter(event=second).update(status="dispatched")
+    # The second delivery was dispatched while the transaction of the first was still open.
+    Delivery.objects.filter(event=second).update(state="dispatched")
     relay_all()
-    assert first.deliveries.values_list("status", "held").get() == ("pending", "lane")
+    assert first.deliveries.values_list("state", "waits_for").get() == ("pending", "key")
 
 
-def test_a_broker_that_is_away_when_a_retry_is_due_costs_no_retry(declared, monkeypatch):
+def test_a_retry_is_stored_while_the_broker_is_away(declared, monkeypatch):
     @declared("retry.*", name="retrying", max_retries=5, min_backoff=5, max_backoff=5)
     def retrying(event):
         raise ValueError("once")
@@ -111,12 +114,12 @@ def test_a_broker_that_is_away_when_a_retry_is_due_costs_no_retry(declared, monk
     monkeypatch.setattr(dramatiq.get_broker(), "enqueue", away)
     with worker():
         wait_until(
-            lambda: flush() or statuses(event) == {"retrying": "pending"},
-            what="the delivery to be given back",
+            lambda: flush() or states_of(event) == {"retrying": "pending"},
+            what="the delivery to be returned to pending",
         )
 
 
-def test_a_handler_on_another_broker_is_confirmed_too():
+def test_another_broker_of_a_handler_gets_the_middleware():
     other = StubBroker(middleware=[])
     try:
 
@@ -129,31 +132,31 @@ def test_a_handler_on_another_broker_is_confirmed_too():
     assert names == ["OutboxMiddleware"]
 
 
-def test_a_slow_broker_keeps_what_it_took(monkeypatch):
+def test_messages_that_a_slow_broker_accepted_are_dispatched(monkeypatch):
     with transaction.atomic():
         outbox.publish_many([{"topic": "flaky.slow"} for _ in range(3)])
     sent = []
 
-    def take_all_the_time(message):
+    def enqueue_slowly(message):
         sent.append(message)
         deadline = time.monotonic() + 0.1
         while time.monotonic() < deadline:
             continue
 
-    monkeypatch.setattr(dramatiq.get_broker(), "enqueue", take_all_the_time)
+    monkeypatch.setattr(dramatiq.get_broker(), "enqueue", enqueue_slowly)
     with transaction.atomic():
-        rows = Claim(database="default", limit=10).take().rows
-        outcome = Dispatcher(database="default").send(rows, timeout_s=0.05)
-        mark(outcome, database="default", max_attempts=3)
-    assert len(sent) == len(outcome.sent) == 1
-    assert sorted(Delivery.objects.values_list("status", "attempts")) == [
+        rows = Claim(database="default", limit=10).claim_due().rows
+        result = Dispatcher(database="default").send(rows, timeout_s=0.05)
+        mark(result, database="default", max_attempts=3)
+    assert len(sent) == len(result.sent) == 1
+    assert sorted(Delivery.objects.values_list("state", "attempts")) == [
         ("dispatched", 1),
         ("pending", 0),
         ("pending", 0),
     ]
 
 
-def test_deleting_a_queryset_is_no_argument_of_the_receiver():
+def test_the_origin_of_a_deletion_is_none_if_it_is_a_queryset():
     seen = []
 
     @outbox.receiver(post_delete, sender=Order, queue_name=QUEUE, name="order_deleted")
@@ -178,8 +181,8 @@ def test_deleting_a_queryset_is_no_argument_of_the_receiver():
 def test_an_error_with_a_nul_does_not_stop_the_relay():
     event = publish("flaky.mail")
     rows = Delivery.objects.filter(event=event)
-    rows.update(status="dispatched")
+    rows.update(state="dispatched")
     rows.reschedule(timedelta(), "a\0b")
     assert rows.get().error == "a\\0b"
     rows.fail("\ud800")
-    assert rows.get().status == "failed"
+    assert rows.get().state == "failed"

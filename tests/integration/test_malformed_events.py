@@ -1,4 +1,4 @@
-"""Rows that were written by hand: what no publisher writes ends as failed at once, with the reason."""
+"""Rows that were written by hand: deliveries of malformed events fail at once, with the reason."""
 
 from contextlib import contextmanager
 
@@ -8,13 +8,13 @@ from django.db.models import JSONField, Value
 from django.db.models.signals import post_save
 
 import outbox
-from outbox.collectors import unsubscribe
 from outbox.models import Delivery, Event
 from outbox.registry import registry
-from outbox.signals import BACKGROUND_HANDLER, send_background
-from tests.helpers import finish, flush, publish, relay_all, worker
-from tests.listening import background, clear_broker
-from tests.processes import wait_until
+from outbox.signals.background import BACKGROUND_HANDLER, send_background
+from outbox.signals.recorder import unsubscribe
+from tests.support.data_flow import clear_broker, finish, flush, publish, relay_all, worker
+from tests.support.processes import wait_until
+from tests.support.receivers import background
 from tests.testapp.handlers import QUEUE
 from tests.testapp.models import Product
 from tests.testapp.signals import order_paid
@@ -34,12 +34,12 @@ MALFORMED = [
     {**SOUND, "signal": 7},
     {**SOUND, "arguments": [1]},
     {**SOUND, "arguments": {"order_id": 1}},
-    {**SOUND, "carried": ["listening"]},
-    {**SOUND, "carried": 7},
-    {**SOUND, "extra": 7},
-    {**SOUND, "extra": {"listening": 7}},
-    {**SOUND, "many": "instances"},
-    {**SOUND, "many": ["sender"]},
+    {**SOUND, "snapshot_handlers": ["listening"]},
+    {**SOUND, "snapshot_handlers": 7},
+    {**SOUND, "condition_arguments": 7},
+    {**SOUND, "condition_arguments": {"listening": 7}},
+    {**SOUND, "instances_argument": "instances"},
+    {**SOUND, "instances_argument": ["sender"]},
 ]
 
 
@@ -52,7 +52,7 @@ def clean_broker():
 
 
 def rewrite(event: Event, payload: object) -> None:
-    """Change the payload of an event as somebody with a database console would."""
+    """Change the payload of an event in the database."""
     # A Value, since a plain None would mean SQL's NULL.
     Event.objects.filter(pk=event.pk).update(payload=Value(payload, JSONField()))
 
@@ -66,7 +66,7 @@ def is_refused(delivery: Delivery) -> bool:
 
 @pytest.mark.parametrize("payload", MALFORMED)
 def test_a_receiver_of_a_malformed_event_fails_at_once_with_the_reason(payload):
-    with background(order_paid) as heard:
+    with background(order_paid) as calls:
         with transaction.atomic():
             order_paid.send(sender=None, order_id=1)
         event = Event.objects.get()
@@ -76,10 +76,10 @@ def test_a_receiver_of_a_malformed_event_fails_at_once_with_the_reason(payload):
         with worker():
             assert finish(event) == {"listening": "failed"}
     assert is_refused(event.deliveries.get())
-    assert heard == []
+    assert calls == []
 
 
-def test_a_receiver_that_throws_errors_of_its_own_still_fails_at_once():
+def test_a_receiver_with_a_throws_option_fails_at_once_too():
     with background(order_paid, throws=ZeroDivisionError):
         with transaction.atomic():
             order_paid.send(sender=None, order_id=1)
@@ -107,7 +107,7 @@ def test_a_background_send_of_a_malformed_event_fails_at_once():
 
 @contextmanager
 def batched_receiver(**options):
-    """Declare a receiver that takes three at once, and remember the names that it saw."""
+    """Declare a receiver with batches of three; yield the names that it has received."""
     seen: list[str] = []
 
     @outbox.receiver(post_save, sender=Product, batch_size=3, queue_name=QUEUE, name="batched", **options)
@@ -129,15 +129,15 @@ def three_saved() -> list[Event]:
 
 
 def try_whole_and_then_one_by_one(events: list[Event]) -> list[str]:
-    """Relay and work; return the state in which each delivery ends."""
+    """Dispatch and run the batch, then its events one by one; return the final state of each delivery."""
 
-    def tried():
+    def is_returned():
         flush()
-        return not Delivery.objects.filter(status="dispatched").exists()
+        return not Delivery.objects.filter(state="dispatched").exists()
 
     with worker():
         relay_all()
-        wait_until(tried, what="the batch to be given back")
+        wait_until(is_returned, what="the batch to be returned to pending")
         relay_all()
         return [finish(event)["batched"] for event in events]
 
@@ -171,7 +171,7 @@ def test_only_the_event_of_a_batch_whose_instance_is_gone_fails():
     assert sorted(seen) == ["first", "second"]
 
 
-def test_a_malformed_event_of_a_transactional_batch_keeps_nothing_of_the_batch():
+def test_a_malformed_event_rolls_back_its_transactional_batch():
     with batched_receiver(transactional=True) as seen:
         events = three_saved()
         rewrite(events[1], {})
@@ -184,11 +184,11 @@ def test_a_malformed_event_of_a_transactional_batch_keeps_nothing_of_the_batch()
 
 def test_a_state_that_does_not_exist_is_refused_by_the_database():
     event = publish("test.recorded")
-    with pytest.raises(IntegrityError, match="outbox_delivery_status"), transaction.atomic():
-        event.deliveries.update(status="done")
+    with pytest.raises(IntegrityError, match="outbox_delivery_state"), transaction.atomic():
+        event.deliveries.update(state="done")
 
 
-@pytest.mark.parametrize("status", Delivery.Status.values)
-def test_every_state_that_exists_may_be_written(status):
+@pytest.mark.parametrize("state", Delivery.State.values)
+def test_the_database_accepts_every_state(state):
     event = publish("test.recorded")
-    assert event.deliveries.update(status=status) == 2
+    assert event.deliveries.update(state=state) == 2

@@ -1,4 +1,4 @@
-"""`@monitor` and `monitor_signal`: ordinary functions in the statistics of the background handlers."""
+"""`@monitor` and `monitor_signal`: statistics of ordinary functions."""
 
 import asyncio
 import gc
@@ -15,12 +15,12 @@ from django.dispatch import Signal
 
 import outbox
 from outbox import monitor, monitor_signal
-from outbox.confirmations import confirmations
+from outbox.confirmations import FlushPolicy, confirmations
 from outbox.errors import RegistrationError
 from outbox.models import HandlerStats
-from outbox.testing import flush_counts, held_counts
+from outbox.testing import deferred_counts, flush_counts
 from tests.conftest import ROOT
-from tests.processes import wait_until
+from tests.support.processes import wait_until
 from tests.testapp.handlers import record
 
 pytestmark = pytest.mark.django_db
@@ -29,15 +29,15 @@ HERE = f"{__name__}."
 
 
 @pytest.fixture(autouse=True)
-def held():
-    with held_counts():
+def defer_counts():
+    with deferred_counts():
         yield
 
 
 def counts() -> dict[str, tuple[int, int]]:
     """Return successes and errors by name."""
     flush_counts()
-    # A minute may have passed between two flushes.
+    # Two flushes may write rows of different minutes.
     sums = HandlerStats.objects.values_list("handler").annotate(Sum("succeeded"), Sum("failed"))
     return {name: (succeeded, failed) for name, succeeded, failed in sums}
 
@@ -60,7 +60,7 @@ def test_calls_count_by_success_and_error():
     assert counts() == {f"{HERE}greet": (1, 1)}
 
 
-def test_a_monitored_function_looks_like_itself():
+def test_a_monitored_function_keeps_its_name_and_docstring():
     assert (greet.__name__, greet.__doc__) == ("greet", "Say hello.")
 
 
@@ -71,19 +71,19 @@ def test_a_call_is_timed():
 
     nap()
     flush_counts()
-    stats = HandlerStats.objects.get(handler="nap")
+    stats = HandlerStats.objects.merged()["nap"]
     assert 0.02 <= stats.duration_max_s == stats.duration_total_s < 5
     assert sum(stats.histogram) == 1
 
 
-def test_calls_of_different_times_add_up():
+def test_counts_of_two_flushes_add_up():
     greet("you")
     flush_counts()
     greet("you")
     assert counts() == {f"{HERE}greet": (2, 0)}
 
 
-def test_a_coroutine_function_is_timed_until_it_ends():
+def test_a_coroutine_is_timed_until_it_ends():
     @monitor(name="fetch")
     async def fetch(fail):
         await asyncio.sleep(0.02)
@@ -95,10 +95,11 @@ def test_a_coroutine_function_is_timed_until_it_ends():
     with pytest.raises(ValueError):  # noqa: PT011  # it has no message
         asyncio.run(fetch(True))
     assert counts() == {"fetch": (1, 1)}
-    assert HandlerStats.objects.get().duration_max_s >= 0.02
+    (nap_counts,) = HandlerStats.objects.merged().values()
+    assert nap_counts.duration_max_s >= 0.02
 
 
-def test_methods_of_every_kind_can_be_monitored():
+def test_methods_and_static_and_class_methods_are_monitored():
     class Shop:
         @monitor(name="method")
         def method(self):
@@ -121,7 +122,7 @@ def test_methods_of_every_kind_can_be_monitored():
     assert counts() == dict.fromkeys(("method", "class method", "static method"), (1, 0))
 
 
-def test_threads_lose_no_call():
+def test_concurrent_threads_lose_no_count():
     threads = [threading.Thread(target=lambda: [greet("you") for _ in range(500)]) for _ in range(4)]
     for thread in threads:
         thread.start()
@@ -130,13 +131,13 @@ def test_threads_lose_no_call():
     assert counts() == {f"{HERE}greet": (2000, 0)}
 
 
-def test_without_stats_nothing_counts(settings):
+def test_with_stats_off_no_call_is_counted(settings):
     settings.OUTBOX = {"STATS": False}
     greet("you")
     assert counts() == {}
 
 
-def test_a_count_that_fails_does_not_fail_the_call(monkeypatch, caplog):
+def test_an_error_of_the_count_does_not_fail_the_call(monkeypatch, caplog):
     def refuse(*args):
         raise RuntimeError("no more threads")
 
@@ -146,18 +147,18 @@ def test_a_count_that_fails_does_not_fail_the_call(monkeypatch, caplog):
 
 
 @pytest.mark.parametrize("nonsense", [record, 7, classmethod(greet), staticmethod(greet)])
-def test_what_cannot_be_monitored_is_refused(nonsense):
+def test_handlers_and_objects_that_are_no_functions_are_refused(nonsense):
     with pytest.raises(RegistrationError):
         monitor(nonsense)
 
 
 @pytest.mark.parametrize("name", ["", "n" * 256])
-def test_a_name_that_does_not_fit_is_refused(name):
+def test_an_empty_or_too_long_name_is_refused(name):
     with pytest.raises(RegistrationError, match="between 1 and 255"):
         monitor(name=name)(len)
 
 
-def test_conditions_and_monitor_go_together():
+def test_a_monitored_receiver_can_have_a_condition():
     calls = []
 
     @outbox.signal_condition(lambda sender, amount, **kwargs: amount > 5)
@@ -203,7 +204,7 @@ def sent(signal, **options):
     return log
 
 
-def test_the_receivers_of_a_signal_are_timed_in_their_order():
+def test_monitored_receivers_keep_their_order():
     signal, listener = Signal(), Listener()
     for receiver in (second, listener.hear, first, later):
         signal.connect(receiver)
@@ -230,7 +231,7 @@ def test_a_receiver_that_connects_later_needs_another_call():
     assert counts() == {f"{HERE}first": (1, 0), f"{HERE}second": (1, 0)}
 
 
-def test_monitored_receivers_disconnect_as_ever():
+def test_monitored_receivers_can_be_disconnected():
     signal, listener = Signal(), Listener()
     signal.connect(first)
     signal.connect(listener.hear)
@@ -261,7 +262,7 @@ def test_weak_references_stay_weak(caching):
     assert not signal.has_listeners(str)
 
 
-def test_a_lasting_receiver_lasts():
+def test_a_strong_reference_stays_strong():
     signal = Signal()
     signal.connect(Listener().hear, weak=False)
     monitor_signal(signal)
@@ -269,7 +270,7 @@ def test_a_lasting_receiver_lasts():
     assert sent(signal) == ["method"]
 
 
-def test_senders_are_kept_apart():
+def test_a_monitored_receiver_keeps_its_sender():
     signal = Signal()
     signal.connect(first, sender=str)
     monitor_signal(signal)
@@ -277,7 +278,7 @@ def test_senders_are_kept_apart():
     assert [response for _receiver, response in signal.send(sender=str, log=[])] == [None]
 
 
-def test_an_error_of_a_receiver_counts_and_goes_its_way(caplog):
+def test_an_error_of_a_receiver_is_counted_and_raised(caplog):
     signal = Signal()
     signal.connect(second)
     monitor_signal(signal)
@@ -297,7 +298,7 @@ def test_receivers_are_timed_in_async_sends():
     assert counts() == {f"{HERE}later": (1, 0)}
 
 
-def test_what_the_outbox_connects_is_left_alone():
+def test_the_outboxs_own_receivers_are_not_timed():
     from tests.testapp.signals import order_paid
 
     assert monitor_signal(order_paid) == 0
@@ -307,9 +308,9 @@ def test_what_the_outbox_connects_is_left_alone():
 
 
 @pytest.mark.django_db(transaction=True)
-def test_the_thread_writes_counts_after_a_while_and_keeps_no_connection(monkeypatch):
-    monkeypatch.setattr("outbox.confirmations.flushing.COUNT_INTERVAL_S", 0.01)
-    monkeypatch.setattr(confirmations, "holds_counts", False)
+def test_the_thread_writes_counts_after_the_interval(monkeypatch):
+    monkeypatch.setattr(confirmations, "policy", FlushPolicy(count_interval_s=0.01))
+    monkeypatch.setattr(confirmations, "defers_counts", False)
     try:
         greet("you")
         wait_until(HandlerStats.objects.exists, what="the count to be written")
@@ -323,11 +324,11 @@ def test_the_thread_writes_counts_after_a_while_and_keeps_no_connection(monkeypa
 
 
 @pytest.mark.django_db(transaction=True)
-def test_counting_goes_on_after_a_worker_of_the_process_has_shut_down(monkeypatch):
-    monkeypatch.setattr("outbox.confirmations.flushing.COUNT_INTERVAL_S", 0.01)
+def test_calls_are_counted_after_confirmations_were_closed(monkeypatch):
+    monkeypatch.setattr(confirmations, "policy", FlushPolicy(count_interval_s=0.01))
     greet("you")
     confirmations.close()
-    monkeypatch.setattr(confirmations, "holds_counts", False)
+    monkeypatch.setattr(confirmations, "defers_counts", False)
     try:
         greet("you")
         wait_until(HandlerStats.objects.exists, what="the counts to be written")
@@ -336,7 +337,7 @@ def test_counting_goes_on_after_a_worker_of_the_process_has_shut_down(monkeypatc
     assert counts() == {f"{HERE}greet": (2, 0)}
 
 
-def test_it_can_be_imported_before_the_apps_are_loaded():
+def test_monitor_can_be_imported_before_the_apps_are_loaded():
     source = "import outbox; outbox.monitor; outbox.monitor_signal"
     env = {name: value for name, value in os.environ.items() if name != "DJANGO_SETTINGS_MODULE"}
     subprocess.run([sys.executable, "-c", source], check=True, timeout=60, cwd=ROOT, env=env)
@@ -355,7 +356,7 @@ def work():
 
 
 def run(script: str, env: dict[str, str]) -> float:
-    """Run a process to its end; return how long it took in seconds."""
+    """Run a process until it exits; return its duration in seconds."""
     started = time.monotonic()
     subprocess.run([sys.executable, "-c", SCRIPT + script], env=env, check=True, timeout=60)
     return time.monotonic() - started
@@ -375,7 +376,7 @@ def test_a_forked_process_counts_for_itself(process_env):
 
 @pytest.mark.postgres
 @pytest.mark.django_db(transaction=True)
-def test_a_database_that_does_not_answer_holds_up_no_exit(process_env):
+def test_a_process_exits_although_its_database_does_not_answer(process_env):
     import socket
 
     with socket.socket() as silent:

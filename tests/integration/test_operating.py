@@ -10,13 +10,13 @@ from django.test.utils import CaptureQueriesContext
 import outbox
 from outbox.errors import InvalidKey, InvalidTime
 from outbox.models import Delivery, Event, PausedHandler
-from tests.helpers import publish, relay_all, statuses
+from tests.support.data_flow import publish, relay_all, states_of
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
 
 class Boom(Exception):
-    """What a caller's own code raises."""
+    """An error of the caller's code."""
 
 
 # ---------------------------------------------------------------- expiry
@@ -27,41 +27,42 @@ def test_an_event_that_expired_is_discarded_with_the_reason():
     Delivery.objects.update(expires_at=event.created_at)
     relay_all()
     delivery = event.deliveries.get()
-    assert (delivery.status, delivery.error) == ("discarded", "expired before it was dispatched")
+    assert (delivery.state, delivery.error) == ("discarded", "expired before it was dispatched")
 
 
-def test_an_event_that_has_not_expired_goes():
+def test_an_event_that_has_not_expired_is_dispatched():
     event = publish("flaky.mail", expires=timedelta(hours=1))
     other = publish("flaky.mail", expires=datetime(2040, 1, 1, tzinfo=UTC))
     relay_all()
-    assert (statuses(event), statuses(other)) == ({"flaky": "dispatched"},) * 2
+    assert (states_of(event), states_of(other)) == ({"flaky": "dispatched"},) * 2
 
 
 def expire(event: Event) -> None:
     event.deliveries.update(expires_at=event.created_at)
 
 
-def test_what_was_dispatched_before_it_expired_may_go_again():
+def test_a_delivery_dispatched_before_its_expiry_may_be_dispatched_again():
     event = publish("flaky.mail", expires=timedelta(hours=1))
     relay_all()
-    # As what a worker gives back, a pack retries or nobody confirmed.
-    event.deliveries.update(status="pending", confirm_by=None)
+    # A worker has returned it, or it was not confirmed in time.
+    event.deliveries.update(state="pending", confirm_by=None)
     expire(event)
     relay_all()
-    assert statuses(event) == {"flaky": "dispatched"}
+    assert states_of(event) == {"flaky": "dispatched"}
 
 
-def test_what_an_operator_retries_goes_though_it_has_expired():
+def test_an_operators_retry_ignores_the_expiry():
     event = publish("flaky.mail", expires=timedelta(hours=1))
-    event.deliveries.update(status="failed")
+    event.deliveries.update(state="failed")
     expire(event)
     assert Delivery.objects.retry() == 1
     relay_all()
-    assert statuses(event) == {"flaky": "dispatched"}
+    assert states_of(event) == {"flaky": "dispatched"}
 
 
 @pytest.mark.parametrize("expires", [timedelta(), timedelta(seconds=-1), datetime(2040, 1, 1)])
-def test_a_malformed_expiry_is_refused(expires):
+def test_a_malformed_expiry_is_refused(expires, settings):
+    settings.USE_TZ = True
     with transaction.atomic(), pytest.raises(InvalidTime, match="expires"):
         outbox.publish("flaky.mail", expires=expires)
 
@@ -69,7 +70,7 @@ def test_a_malformed_expiry_is_refused(expires):
 # ---------------------------------------------------------------- dedup
 
 
-def test_a_second_event_with_the_dedup_key_is_the_first_one():
+def test_a_second_publish_with_the_dedup_key_returns_the_first_event():
     first = publish("test.recorded", 1, dedup_key="pay-7")
     second = publish("test.recorded", 2, dedup_key="pay-7")
     assert second == first
@@ -83,7 +84,7 @@ def test_dedup_keys_are_per_topic():
     assert Event.objects.count() == 2
 
 
-def test_a_dedup_key_of_a_rolled_back_transaction_is_free():
+def test_a_dedup_key_of_a_rolled_back_transaction_is_usable_again():
     with pytest.raises(Boom), transaction.atomic():
         outbox.publish("test.recorded", 1, dedup_key="pay-7")
         raise Boom
@@ -91,7 +92,7 @@ def test_a_dedup_key_of_a_rolled_back_transaction_is_free():
     assert Event.objects.get().payload == 2
 
 
-def test_a_duplicate_does_not_break_its_transaction():
+def test_a_second_publish_with_a_dedup_key_does_not_break_its_transaction():
     publish("test.recorded", dedup_key="pay-7")
     with transaction.atomic():
         outbox.publish("test.recorded", dedup_key="pay-7")
@@ -99,7 +100,7 @@ def test_a_duplicate_does_not_break_its_transaction():
     assert Event.objects.count() == 2
 
 
-def test_duplicates_among_many_are_published_once():
+def test_publish_many_publishes_a_repeated_dedup_key_once():
     with transaction.atomic():
         events = outbox.publish_many(
             [
@@ -113,20 +114,20 @@ def test_duplicates_among_many_are_published_once():
 
 
 @pytest.mark.postgres
-def test_only_an_event_with_a_dedup_key_takes_a_statement_of_its_own():
+def test_only_an_event_with_a_dedup_key_needs_a_separate_statement():
     keys = [*[None] * 20, "a", "b", *[None] * 20]
     with transaction.atomic(), CaptureQueriesContext(connection) as queries:
         events = outbox.publish_many(
             {"topic": "flaky.mail", "payload": n, "dedup_key": key} for n, key in enumerate(keys)
         )
-    # Twice two COPYs.
+    # Two COPY statements before the events with a dedup key, and two after them.
     assert len(queries) == 6
     by_insertion = Delivery.objects.order_by("pk").values_list("event_id", "event__payload")
     assert list(by_insertion) == [(event.pk, n) for n, event in enumerate(events)]
 
 
 @pytest.mark.postgres
-def test_of_many_at_once_one_publishes():
+def test_only_one_of_several_concurrent_publishers_writes_the_event():
     barrier = threading.Barrier(8)
     ids = []
 
@@ -154,40 +155,40 @@ def test_a_malformed_dedup_key_is_refused():
 # ---------------------------------------------------------------- cancel
 
 
-def test_cancelling_discards_what_is_not_dispatched():
+def test_cancelling_discards_pending_deliveries():
     event = publish("test.recorded", delay=timedelta(hours=1))
-    Delivery.objects.filter(handler="record").update(status="dispatched")
+    Delivery.objects.filter(handler="record").update(state="dispatched")
     assert event.cancel("the order was withdrawn") == 1
-    assert statuses(event) == {"record": "dispatched", "record_all": "discarded"}
+    assert states_of(event) == {"record": "dispatched", "record_all": "discarded"}
     assert event.deliveries.get(handler="record_all").error == "the order was withdrawn"
 
 
-def test_a_cancel_that_rolls_back_never_was():
+def test_a_rolled_back_cancel_has_no_effect():
     event = publish("test.recorded")
     with pytest.raises(Boom), transaction.atomic():
         event.cancel()
         raise Boom
-    assert set(statuses(event).values()) == {"pending"}
+    assert set(states_of(event).values()) == {"pending"}
 
 
 # ---------------------------------------------------------------- pause
 
 
-def test_deliveries_of_a_paused_handler_wait_and_cost_no_attempt():
+def test_deliveries_of_a_paused_handler_wait_without_an_attempt():
     assert PausedHandler.objects.pause("record", "the mail server is down")
     event = publish("test.recorded")
     relay_all()
-    assert statuses(event) == {"record": "pending", "record_all": "dispatched"}
-    assert event.deliveries.values_list("held", "attempts").get(handler="record") == ("pause", 0)
+    assert states_of(event) == {"record": "pending", "record_all": "dispatched"}
+    assert event.deliveries.values_list("waits_for", "attempts").get(handler="record") == ("resume", 0)
 
 
-def test_deliveries_of_a_resumed_handler_go():
+def test_deliveries_of_a_resumed_handler_are_dispatched():
     PausedHandler.objects.pause("record")
     event = publish("test.recorded")
     relay_all()
     assert PausedHandler.objects.resume("record")
     relay_all()
-    assert statuses(event)["record"] == "dispatched"
+    assert states_of(event)["record"] == "dispatched"
 
 
 def test_a_handler_is_paused_once_and_resumed_once():

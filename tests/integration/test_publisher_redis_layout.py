@@ -1,4 +1,4 @@
-"""Leave in Redis what RedisBroker leaves there, or leave it to RedisBroker."""
+"""The keys in Redis are those of RedisBroker; if its layout is not known, RedisBroker writes them."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from dramatiq import Message
 from dramatiq.brokers.redis import RedisBroker
 
 from relay.publishers import Publisher, publisher_for
 from relay.publishers.generic import GenericPublisher
 from relay.publishers.redis import RedisPublisher
-from tests.outgoing import make_actor, make_batch, mixed_batch, unique_name
+from tests.support.brokers import RedisBrokers, publishing
+from tests.support.outgoing import make_actor, make_batch, mixed_batch
 
 pytestmark = pytest.mark.redis
 
@@ -22,24 +22,18 @@ UUID4 = re.compile(rb"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-
 
 
 @pytest.fixture
-def broker(redis_url: str) -> Iterator[RedisBroker]:
-    broker = RedisBroker(url=redis_url, namespace=unique_name(), middleware=[], maintenance_chance=0)
-    yield broker
-    for key in broker.client.scan_iter(f"{broker.namespace}:*"):
-        broker.client.delete(key)
-    broker.client.connection_pool.disconnect()
+def broker(redis_brokers: RedisBrokers) -> RedisBroker:
+    return redis_brokers.make()
 
 
 @pytest.fixture
 def publisher(broker: RedisBroker) -> Iterator[Publisher]:
-    publisher = publisher_for(broker)
-    assert isinstance(publisher, RedisPublisher)
-    yield publisher
-    publisher.close()
+    with publishing(broker) as publisher:
+        yield publisher
 
 
 def dump(broker: RedisBroker) -> dict[bytes, Any]:
-    """Return all that a broker has in Redis; random ids become their place, times become 0."""
+    """Return all keys of a broker; an index replaces each random id, and the times are left out."""
     client: Any = broker.client
     dumped: dict[bytes, Any] = {}
     names: dict[bytes, bytes] = {broker.broker_id.encode(): b"<broker>"}
@@ -69,16 +63,14 @@ def dump(broker: RedisBroker) -> dict[bytes, Any]:
 
 
 @pytest.mark.parametrize("maintenance_chance", [0, 1_000_000])
-def test_the_keys_left_in_redis_are_those_of_redis_broker(
-    broker: RedisBroker, publisher: Publisher, redis_url: str, maintenance_chance: int
+def test_a_batch_leaves_the_keys_of_redis_broker(
+    redis_brokers: RedisBrokers, broker: RedisBroker, publisher: Publisher, maintenance_chance: int
 ) -> None:
-    theirs = RedisBroker(
-        url=redis_url, namespace=unique_name(), middleware=[], maintenance_chance=maintenance_chance
-    )
+    theirs = redis_brokers.make(maintenance_chance=maintenance_chance)
     broker.maintenance_chance = maintenance_chance
     batch = mixed_batch(broker)
-    for one in (broker, theirs):
-        leave_traces_of_a_dead_worker(one)
+    for both in (broker, theirs):
+        leave_keys_of_a_dead_worker(both)
 
     assert publisher.publish(batch, timeout_s=5) == []
     for outgoing in batch:
@@ -90,10 +82,9 @@ def test_the_keys_left_in_redis_are_those_of_redis_broker(
     if maintenance_chance:
         assert len(left[b":events"]) == 6
         assert left[b":__heartbeats__"] == [b"<broker>"]
-    theirs.client.connection_pool.disconnect()
 
 
-def leave_traces_of_a_dead_worker(broker: RedisBroker) -> None:
+def leave_keys_of_a_dead_worker(broker: RedisBroker) -> None:
     namespace = broker.namespace
     broker.client.zadd(f"{namespace}:__heartbeats__", {"dead": 1})
     broker.client.sadd(f"{namespace}:__acks__.dead.events", "11111111-1111-4111-8111-111111111111")
@@ -102,26 +93,7 @@ def leave_traces_of_a_dead_worker(broker: RedisBroker) -> None:
     broker.client.hset(f"{namespace}:events.XQ.msgs", mapping={f"expired {n}": "x" for n in range(1200)})
 
 
-class Counting(RedisBroker):
-    def enqueue(self, message: Message[Any], *, delay: int | None = None) -> Message[Any]:
-        return super().enqueue(message, delay=delay)
-
-
-class Renaming(RedisBroker):
-    """A later Dramatiq, as it were, that keeps messages elsewhere."""
-
-
-def test_a_broker_that_enqueues_in_its_own_way_does_so(redis_url: str) -> None:
-    broker = Counting(url=redis_url, namespace=unique_name(), middleware=[])
-    assert isinstance(publisher_for(broker), GenericPublisher)
-
-
-def test_a_subclass_that_enqueues_as_its_base_is_published_to_in_bulk(redis_url: str) -> None:
-    broker = Renaming(url=redis_url, namespace=unique_name(), middleware=[])
-    assert isinstance(publisher_for(broker), RedisPublisher)
-
-
-def test_an_unknown_script_falls_back_to_the_broker(
+def test_with_an_unknown_script_the_broker_enqueues_each_message(
     broker: RedisBroker, caplog: pytest.LogCaptureFixture
 ) -> None:
     broker.scripts["dispatch"].script += b"\nreturn 1"
@@ -135,12 +107,12 @@ def test_an_unknown_script_falls_back_to_the_broker(
     assert broker.client.llen(f"{broker.namespace}:{actor.queue_name}") == 2
 
 
-def test_comments_in_the_script_change_nothing(broker: RedisBroker) -> None:
+def test_a_script_with_other_comments_is_known(broker: RedisBroker) -> None:
     broker.scripts["dispatch"].script = b"-- a remark\n" + broker.scripts["dispatch"].script
     assert isinstance(publisher_for(broker), RedisPublisher)
 
 
-def test_an_unknown_form_of_message_falls_back_to_the_broker(
+def test_with_an_unknown_message_format_the_broker_enqueues_each_message(
     broker: RedisBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = RedisBroker.enqueue

@@ -1,18 +1,17 @@
-"""`run_relay` on the command line: what it refuses, and the line that it draws."""
+"""The `run_relay` command: the options that it refuses, and its progress bar."""
 
 import os
+import time
 from io import StringIO
-from types import SimpleNamespace
 
 import pytest
 from django.core.management import CommandError, call_command
 from django.db import connection
 
-from relay import lifeline
 from relay.process import run_relays
 from relay.progress import WIDTH, Progress
-from tests.helpers import flush, publish, statuses
-from tests.listening import clear_broker
+from relay.supervision import parent_pipe
+from tests.support.data_flow import clear_broker, flush, publish, states_of
 from tests.testapp.handlers import OTHER_QUEUE, QUEUE
 
 
@@ -42,8 +41,8 @@ def test_a_number_of_processes_that_is_not_positive_is_refused(number):
 
 
 @pytest.mark.django_db
-def test_several_processes_on_a_database_without_passing_locks_are_refused(monkeypatch):
-    # What SQLite says of itself.
+def test_several_processes_on_a_database_without_row_locks_are_refused(monkeypatch):
+    # As on SQLite.
     monkeypatch.setattr(connection.features, "has_select_for_update_skip_locked", False)
     fact = (
         rf"--processes 2: database 'default' \({connection.vendor}\) has no row locks .* run one relay only"
@@ -74,20 +73,20 @@ def test_a_poll_interval_that_is_not_positive_is_refused(wait):
 
 
 @pytest.mark.parametrize("wait", ["inf", "1e300"])
-def test_a_poll_interval_that_no_duration_holds_is_refused(wait):
+def test_a_poll_interval_that_is_too_long_for_a_duration_is_refused(wait):
     with pytest.raises(CommandError, match=f"--poll-interval: {wait!r}"):
         call_command("run_relay", "--drain", f"--poll-interval={wait}")
 
 
 @pytest.mark.django_db
-def test_a_database_that_is_not_served_is_refused_with_those_that_are():
+def test_a_database_without_the_outbox_is_refused_with_a_list_of_those_that_have_it():
     fact = r"database 'nope' is not served by the outbox; choose from \['default'\]"
     with pytest.raises(CommandError, match=fact):
         call_command("run_relay", "--drain", "--database", "nope")
 
 
 @pytest.mark.django_db
-def test_a_queue_that_no_handler_uses_is_refused_with_the_closest_one():
+def test_a_queue_that_no_handler_uses_is_refused_with_a_suggestion():
     mistyped = QUEUE.replace("default", "defualt")
     fact = f"no handler uses the queue {mistyped!r}; did you mean {QUEUE!r}"
     with pytest.raises(CommandError, match=fact):
@@ -95,25 +94,25 @@ def test_a_queue_that_no_handler_uses_is_refused_with_the_closest_one():
 
 
 @pytest.mark.django_db
-def test_a_queue_like_no_other_is_refused_with_all_that_there_are():
+def test_a_queue_without_a_similar_one_is_refused_with_a_list_of_all():
     with pytest.raises(CommandError, match=rf"no handler uses the queue '#'; choose from \[.*{QUEUE!r}"):
         call_command("run_relay", "--drain", "--queues", "#")
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_queue_that_a_handler_uses_is_served(clean_broker):
+def test_only_the_given_queues_are_served(clean_broker):
     event = publish("test.recorded")
     call_command("run_relay", "--drain", "--queues", OTHER_QUEUE)
-    assert statuses(event) == {"record": "pending", "record_all": "dispatched"}
+    assert states_of(event) == {"record": "pending", "record_all": "dispatched"}
 
 
 # ---------------------------------------------------------------- progress
 
 
-def drawn(total: int, *counts: int) -> str:
-    """Return what a terminal is sent while so many deliveries go out, and then no more."""
+def drawn(total: int, *counts: int, clock=time.monotonic) -> str:
+    """Return the output of a progress bar for some batches of deliveries."""
     terminal = StringIO()
-    progress = Progress(total, terminal)
+    progress = Progress(total, terminal, clock=clock)
     for count in counts:
         progress.advance(count)
     progress.finish()
@@ -121,7 +120,7 @@ def drawn(total: int, *counts: int) -> str:
 
 
 def lines(text: str) -> list[str]:
-    """Return the states of the line, each drawn over the one before."""
+    """Return the states of the line, in the order of their drawing."""
     assert text.endswith("\n")
     assert text.count("\n") == 1
     start, *states = text.rstrip("\n").split("\r")
@@ -129,37 +128,36 @@ def lines(text: str) -> list[str]:
     return states
 
 
-def test_nothing_to_do_is_all_done():
+def test_the_bar_of_an_empty_backlog_is_full():
     (line,) = lines(drawn(0))
     assert line.startswith("█" * WIDTH + " 0/0 deliveries, 0/s")
 
 
-def test_the_last_state_is_drawn_even_if_the_one_before_was_just_drawn():
+def test_the_last_state_is_drawn_without_an_interval():
     assert "3/3 deliveries" in lines(drawn(3, 1, 1, 1))[-1]
 
 
-def test_a_part_fills_a_part_of_the_bar():
+def test_a_part_of_the_backlog_fills_a_part_of_the_bar():
     line = lines(drawn(4, 1))[-1]
     filled = WIDTH // 4
     assert line.startswith("█" * filled + "░" * (WIDTH - filled) + " 1/4 ")
 
 
-def test_more_than_was_counted_raises_the_total():
+def test_more_deliveries_than_counted_raise_the_total():
     line = lines(drawn(2, 5))[-1]
     assert line.startswith("█" * WIDTH + " 5/5 ")
 
 
-def test_a_shorter_line_leaves_nothing_of_a_longer_one(monkeypatch):
+def test_a_shorter_line_overwrites_all_of_a_longer_one():
     now = iter([0.0, 1.0, 1.0, 1000.0])
-    monkeypatch.setattr("relay.progress.time", SimpleNamespace(monotonic=lambda: next(now)))
-    longer, shorter = lines(drawn(9_000, 5_000))
+    longer, shorter = lines(drawn(9_000, 5_000, clock=now.__next__))
     assert "5,000/s" in longer
     assert "5/s" in shorter
     assert len(shorter) == len(longer)
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_drain_on_a_terminal_draws_its_deliveries(clean_broker):
+def test_a_drain_on_a_terminal_draws_a_progress_bar(clean_broker):
     publish("test.recorded")
     terminal = StringIO()
     run_relays(["default"], progress_to=terminal, drain=True)
@@ -167,10 +165,10 @@ def test_a_drain_on_a_terminal_draws_its_deliveries(clean_broker):
 
 
 @pytest.mark.django_db(transaction=True)
-def test_one_of_several_processes_draws_nothing(clean_broker, monkeypatch):
+def test_one_of_several_processes_draws_no_progress_bar(clean_broker, monkeypatch):
     publish("test.recorded")
-    with lifeline.Lifeline() as line:
-        monkeypatch.setenv(lifeline.VARIABLE, str(os.dup(line.reader)))
+    with parent_pipe.ParentPipe() as pipe:
+        monkeypatch.setenv(parent_pipe.VARIABLE, str(os.dup(pipe.reader)))
         terminal = StringIO()
         terminal.isatty = lambda: True
         call_command("run_relay", "--drain", "--processes=2", stdout=terminal, stderr=terminal)
@@ -178,7 +176,7 @@ def test_one_of_several_processes_draws_nothing(clean_broker, monkeypatch):
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_relay_that_does_not_end_draws_nothing(clean_broker):
+def test_a_relay_without_drain_draws_no_progress_bar(clean_broker):
     terminal = StringIO()
     run_relays(["default"], progress_to=terminal, once=True)
     assert terminal.getvalue() == ""

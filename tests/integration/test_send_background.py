@@ -12,9 +12,9 @@ from outbox import OutboxSignal, send_background
 from outbox.errors import NotInTransaction, UnserializableArgument
 from outbox.models import Event
 from outbox.registry import registry
-from outbox.signals import BACKGROUND_HANDLER
-from tests.helpers import finish, flush, relay_all, worker
-from tests.listening import background, clear_broker, ordinary
+from outbox.signals.background import BACKGROUND_HANDLER
+from tests.support.data_flow import clear_broker, finish, finish_with_retries, flush, relay_all, worker
+from tests.support.receivers import background, ordinary
 from tests.testapp.models import Order
 from tests.testapp.signals import order_status_changed
 
@@ -27,7 +27,7 @@ restocked = OutboxSignal("shop.restocked")
 @pytest.fixture(autouse=True)
 def clean_broker(monkeypatch):
     clear_broker()
-    # One failure is the last one, so that no test waits for the retries.
+    # The first failure is final, so that no test waits for retries.
     monkeypatch.setitem(registry.get(BACKGROUND_HANDLER).actor.options, "max_retries", 0)
     yield
     flush()
@@ -52,30 +52,30 @@ def failing(message: str):
     return fail
 
 
-# ---------------------------------------------------------------- the job
+# ---------------------------------------------------------------- receivers in the worker
 
 
-def test_ordinary_receivers_run_in_a_worker_and_not_here():
-    with ordinary(stocked) as heard:
+def test_ordinary_receivers_run_in_a_worker_and_not_in_the_sender():
+    with ordinary(stocked) as received:
         event = sent(stocked, Order, count=3)
-        assert heard == []
+        assert received == []
         assert deliver(event) == {BACKGROUND_HANDLER: "succeeded"}
-    assert heard == [{"signal": stocked, "sender": Order, "count": 3}]
+    assert received == [{"signal": stocked, "sender": Order, "count": 3}]
 
 
-def test_instances_come_back_fetched():
+def test_a_worker_fetches_instances():
     order = Order.objects.create()
-    with ordinary(stocked) as heard:
+    with ordinary(stocked) as received:
         deliver(sent(stocked, Order, instance=order))
-    assert heard[0]["instance"] == order
+    assert received[0]["instance"] == order
 
 
-def test_a_rolled_back_send_reaches_nobody():
-    with ordinary(stocked) as heard, pytest.raises(ZeroDivisionError), transaction.atomic():
+def test_a_rolled_back_send_reaches_no_receiver():
+    with ordinary(stocked) as received, pytest.raises(ZeroDivisionError), transaction.atomic():
         send_background(stocked)
         raise ZeroDivisionError
     assert not Event.objects.exists()
-    assert heard == []
+    assert received == []
 
 
 def test_a_send_outside_a_transaction_is_refused():
@@ -83,42 +83,42 @@ def test_a_send_outside_a_transaction_is_refused():
         send_background(stocked)
 
 
-def test_a_deletion_carries_the_instance_as_it_was():
+def test_a_deletion_has_the_field_values_of_the_instance():
     order = Order(pk=7, note="gone")
-    with ordinary(post_delete, Order) as heard:
+    with ordinary(post_delete, Order) as received:
         assert deliver(sent(post_delete, Order, instance=order)) == {BACKGROUND_HANDLER: "succeeded"}
-    assert heard[0]["instance"].note == "gone"
+    assert received[0]["instance"].note == "gone"
 
 
-def test_a_send_whose_instance_is_gone_is_discarded():
+def test_a_send_with_a_deleted_instance_is_discarded():
     order = Order.objects.create()
     event = sent(stocked, Order, instance=order)
     order.delete()
     assert deliver(event) == {BACKGROUND_HANDLER: "discarded"}
 
 
-def test_async_receivers_run_too():
-    heard = []
+def test_async_receivers_run():
+    received = []
 
     async def listen(sender, **arguments):
-        heard.append(arguments["count"])
+        received.append(arguments["count"])
 
     stocked.connect(listen)
     try:
         assert deliver(sent(stocked, count=3)) == {BACKGROUND_HANDLER: "succeeded"}
     finally:
         stocked.disconnect(listen)
-    assert heard == [3]
+    assert received == [3]
 
 
 # ---------------------------------------------------------------- failures
 
 
-def test_every_receiver_runs_and_every_failure_is_on_the_delivery():
+def test_every_receiver_runs_and_the_delivery_has_every_error():
     with ExitStack() as stack:
         stack.enter_context(ordinary(stocked, answer=failing("no paper")))
         stack.enter_context(ordinary(stocked, answer=failing("no ink")))
-        heard = stack.enter_context(ordinary(stocked))
+        received = stack.enter_context(ordinary(stocked))
         event = sent(stocked)
         assert deliver(event) == {BACKGROUND_HANDLER: "failed"}
     error = event.deliveries.get().error
@@ -126,8 +126,8 @@ def test_every_receiver_runs_and_every_failure_is_on_the_delivery():
     assert "ValueError: no paper" in error
     assert "ValueError: no ink" in error
     assert "in fail" in error  # the traceback
-    assert "Raised by the receiver tests.listening.ordinary.<locals>.listen" in error
-    assert len(heard) == 1
+    assert "Raised by the receiver tests.support.receivers.ordinary.<locals>.receive" in error
+    assert len(received) == 1
 
 
 def test_a_retry_calls_all_receivers_again(monkeypatch):
@@ -142,30 +142,32 @@ def test_a_retry_calls_all_receivers_again(monkeypatch):
         if len(tries) == 1:
             raise ValueError("not yet")
 
-    with ordinary(stocked) as heard, ordinary(stocked, answer=fail_once):
-        assert deliver(sent(stocked)) == {BACKGROUND_HANDLER: "succeeded"}
-    assert (len(tries), len(heard)) == (2, 2)
+    with ordinary(stocked) as received, ordinary(stocked, answer=fail_once):
+        event = sent(stocked)
+        with worker():
+            assert finish_with_retries(event) == {BACKGROUND_HANDLER: "succeeded"}
+    assert (len(tries), len(received)) == (2, 2)
 
 
 # ---------------------------------------------------------------- background receivers
 
 
 @pytest.mark.parametrize("signal", [stocked, restocked])
-def test_background_receivers_share_the_event_and_hear_it_once(signal):
-    with background(signal) as heard_there, ordinary(signal) as heard:
+def test_background_receivers_share_the_event_and_get_it_once(signal):
+    with background(signal) as background_sends, ordinary(signal) as received:
         event = sent(signal, Order, count=3)
         assert deliver(event) == {"listening": "succeeded", BACKGROUND_HANDLER: "succeeded"}
     assert Event.objects.count() == 1
-    assert (len(heard_there), len(heard)) == (1, 1)
+    assert (len(background_sends), len(received)) == (1, 1)
 
 
-def test_a_recorded_signal_is_recorded_under_its_topic():
+def test_an_outbox_signal_is_recorded_under_its_topic():
     event = sent(restocked, Order, count=3)
     assert event.topic == "shop.restocked"
     assert [send.arguments["count"] for send in restocked.recent()] == [3]
 
 
-def test_what_a_receiver_sends_in_turn_is_published_as_ever():
+def test_sends_of_a_receiver_are_published():
     def pass_on(count, **arguments):
         if count:
             with transaction.atomic():
@@ -186,13 +188,13 @@ def test_a_signal_that_no_module_holds_is_refused_with_the_remedy(signal):
         send_background(signal)
 
 
-def test_a_signal_that_has_vanished_since_fails_the_delivery():
+def test_a_signal_that_no_longer_exists_fails_the_delivery():
     event = sent(stocked)
     Event.objects.filter(pk=event.pk).update(payload={**event.payload, "signal": "tests.nowhere.stocked"})
     assert deliver(event) == {BACKGROUND_HANDLER: "failed"}
     assert "'tests.nowhere.stocked' is not a signal here" in event.deliveries.get().error
 
 
-def test_the_handler_is_known_to_every_process():
-    assert outbox.handlers.call_ordinary_receivers.actor_name == BACKGROUND_HANDLER
+def test_the_background_handler_is_registered_in_every_process():
+    assert outbox.signals.background_handler.call_ordinary_receivers.actor_name == BACKGROUND_HANDLER
     assert order_status_changed.topic == "shop.order_status_changed"

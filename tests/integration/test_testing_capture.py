@@ -1,4 +1,4 @@
-"""Which events were published: `captured_events` and the assertions, as the tests of a project use them."""
+"""`captured_events` and the assertions about published events, as the tests of a project use them."""
 
 import re
 from datetime import timedelta
@@ -11,7 +11,7 @@ import outbox
 from outbox.errors import InvalidTopic
 from outbox.models import Event
 from outbox.testing import assert_not_published, assert_published, captured_events
-from tests.helpers import publish
+from tests.support.data_flow import publish
 
 pytestmark = pytest.mark.django_db
 
@@ -25,7 +25,7 @@ in_both_kinds_of_tests = pytest.mark.parametrize(
 
 
 class Refused(Exception):
-    """What ends a transaction."""
+    """Ends a transaction."""
 
 
 @in_both_kinds_of_tests
@@ -41,20 +41,20 @@ def test_captured_events_are_those_published_inside_the_block(kind):
 
 
 @in_both_kinds_of_tests
-def test_an_event_that_is_rolled_back_was_not_published(kind):
-    def pay_and_crash():
+def test_a_rolled_back_event_is_not_captured(kind):
+    def publish_and_raise():
         with transaction.atomic():
             outbox.publish("shop.order_paid")
             raise Refused
 
     with captured_events() as events:
         with pytest.raises(Refused):
-            pay_and_crash()
+            publish_and_raise()
         publish("shop.order_refused")
     assert events.topics == ["shop.order_refused"]
 
 
-def test_an_event_that_is_rolled_back_after_the_block_disappears():
+def test_an_event_rolled_back_after_the_block_disappears():
     with transaction.atomic():
         with captured_events() as events:
             publish("shop.order_paid")
@@ -74,12 +74,12 @@ def test_capturing_reads_no_older_events(django_assert_num_queries):
     publish("shop.before")
     Event.objects.update(created_at=timezone.now() - timedelta(days=1))
     with django_assert_num_queries(2), captured_events() as events:
-        pass_by = events._marks[0].earlier
+        earlier = events._marks[0].earlier
         events._marks.clear()
-    assert pass_by == set()
+    assert earlier == set()
 
 
-def test_a_clock_that_stands_still_in_the_past_hides_no_event(monkeypatch):
+def test_a_frozen_clock_in_the_past_hides_no_event(monkeypatch):
     publish("shop.before")
     monkeypatch.setattr("outbox.uuid7.time.time_ns", lambda: 1_500_000_000_000_000_000)
     with captured_events() as events:
@@ -87,7 +87,7 @@ def test_a_clock_that_stands_still_in_the_past_hides_no_event(monkeypatch):
     assert events.topics == ["shop.order_paid"]
 
 
-def test_published_events_are_found_by_what_they_carry():
+def test_published_events_are_found_by_key_payload_and_headers():
     with outbox.context(tenant="acme"):
         publish("shop.order_paid", {"order_id": 7, "lines": [{"sku": "a"}, {"sku": "b"}]}, key="order-7")
     (event,) = assert_published("shop.order_paid")
@@ -101,7 +101,7 @@ def test_published_events_are_found_by_what_they_carry():
     assert_not_published("shop.order_cancelled")
 
 
-def test_a_captured_list_asserts_about_its_own_events():
+def test_assertions_of_a_captured_list_see_only_its_events():
     publish("shop.order_paid")
     with captured_events() as events:
         publish("shop.mail_due")
@@ -133,7 +133,7 @@ def test_a_failed_assertion_shows_how_the_nearest_events_differ():
     )
 
 
-def test_a_failed_assertion_suggests_the_topic_that_was_meant():
+def test_a_failed_assertion_suggests_the_nearest_topic():
     publish("shop.order_paid")
     publish("shop.order_paid")
     assert failure_of("shop.order_payed") == (
@@ -142,24 +142,24 @@ def test_a_failed_assertion_suggests_the_topic_that_was_meant():
     )
 
 
-def test_a_failed_assertion_about_nothing_says_so():
+def test_a_failed_assertion_reports_that_nothing_was_published():
     assert failure_of("shop.order_paid") == "'shop.order_paid' was not published; nothing was published"
 
 
-def test_a_failed_count_shows_what_matches():
+def test_a_failed_count_shows_the_matching_events():
     publish("shop.order_paid", 1)
     assert failure_of("shop.order_paid", times=2) == (
         "'shop.order_paid' was not published 2 times, but 1 times\n  <shop.order_paid 1>\n    matches"
     )
 
 
-def test_an_unwanted_event_is_shown():
+def test_a_failed_negative_assertion_shows_the_event():
     publish("shop.order_paid", {"order_id": 7}, key="k")
     found = "was published 1 times:\n  <shop.order_paid key='k' {'order_id': 7}>"
     with pytest.raises(AssertionError, match=re.escape(found)):
         assert_not_published("shop.*", payload__contains={"order_id": 7})
 
 
-def test_a_malformed_topic_is_no_assertion_that_always_holds():
+def test_an_assertion_about_a_malformed_topic_raises():
     with pytest.raises(InvalidTopic):
         assert_not_published("shop order paid")

@@ -1,4 +1,4 @@
-"""`outbox.testing`, as the tests of a project use it: mostly within a test's own transaction."""
+"""`deliver`, `fail_handler` and the unittest mixin, mostly within the transaction of a test."""
 
 import unittest
 from datetime import UTC, datetime, timedelta
@@ -20,8 +20,7 @@ from outbox.testing import (
     deliver,
     fail_handler,
 )
-from tests.helpers import publish, relay_all, statuses, worker
-from tests.processes import wait_until
+from tests.support.data_flow import finish_with_retries, publish, relay_all, states_of, worker
 from tests.testapp.handlers import Refused, record, seen_in_async_code
 from tests.testapp.models import Effect, Shipment
 from tests.testapp.tasks import resize
@@ -43,7 +42,7 @@ def handled_by(name):
 
 @pytest.fixture
 def declare():
-    """Declare handlers for the time of the test."""
+    """Declare handlers that exist until the test ends."""
     names = []
 
     def declare(topic, name, **options):
@@ -64,20 +63,20 @@ def test_deliver_runs_each_handler_of_an_event(kind):
     delivered = deliver()
     assert (delivered.succeeded, delivered.failed) == (2, 0)
     assert handled_by("record") == handled_by("record_all") == [{"payload": {"n": 1}}]
-    assert statuses(event) == {"record": "succeeded", "record_all": "succeeded"}
+    assert states_of(event) == {"record": "succeeded", "record_all": "succeeded"}
     delivery = event.deliveries.get(handler="record")
     assert delivery.attempts == 1
     assert delivery.finished_at >= delivery.dispatched_at
 
 
 @in_both_kinds_of_tests
-def test_deliver_leaves_nothing_to_do(kind):
+def test_deliver_leaves_nothing_due(kind):
     publish("test.recorded")
     deliver()
     assert deliver().succeeded == 0
 
 
-def test_a_receiver_gets_what_a_worker_would_give_it():
+def test_a_receiver_gets_the_arguments_that_a_worker_passes():
     with transaction.atomic():
         Shipment.objects.create(address="Hill 1", weight="1.250")
     assert deliver().succeeded == 1
@@ -85,7 +84,7 @@ def test_a_receiver_gets_what_a_worker_would_give_it():
     assert (detail["weight"], detail["created"], detail["signal"]) == ("1.250", True, True)
 
 
-def test_a_receiver_whose_instance_is_gone_is_discarded():
+def test_a_delivery_whose_instance_was_deleted_is_discarded():
     with transaction.atomic():
         shipment = Shipment.objects.create(address="Hill 1")
     Shipment.objects.filter(pk=shipment.pk)._raw_delete("default")
@@ -101,7 +100,7 @@ def test_an_actor_runs_with_its_own_arguments():
     assert (effect.key, effect.detail) == ("7", {"width": 20})
 
 
-def test_payloads_go_through_json(declare):
+def test_payloads_are_encoded_as_json(declare):
     seen = []
     declare("kit.asked", "kit_asked")(lambda event: seen.append(event.payload))
     publish("kit.asked", {"lines": (1, 2), "ü": None})
@@ -109,7 +108,7 @@ def test_payloads_go_through_json(declare):
     assert seen == [{"lines": [1, 2], "ü": None}]
 
 
-def test_the_context_of_the_event_is_current_and_ends_with_the_handler(declare):
+def test_the_event_is_current_until_its_handler_ends(declare):
     seen = []
     declare("kit.asked", "kit_asked")(lambda event: seen.append(outbox.current_event()))
     event = publish("kit.asked")
@@ -118,7 +117,7 @@ def test_the_context_of_the_event_is_current_and_ends_with_the_handler(declare):
     assert outbox.current_event() is None
 
 
-def test_what_a_handler_publishes_is_delivered_too(declare):
+def test_events_that_a_handler_publishes_are_delivered(declare):
     @declare("kit.first", "kit_first")
     def kit_first(event):
         with transaction.atomic():
@@ -164,15 +163,15 @@ def test_runs_count_in_the_statistics():
     assert list(counts) == [("broken", 0, 1), ("record", 1, 0), ("record_all", 1, 0)]
 
 
-def test_only_the_named_handlers_run():
+def test_only_the_given_handlers_run():
     event = publish("test.recorded")
     assert deliver(handlers=[record]).succeeded == 1
-    assert statuses(event) == {"record": "succeeded", "record_all": "pending"}
+    assert states_of(event) == {"record": "succeeded", "record_all": "pending"}
     with pytest.raises(UnknownHandler, match="did you mean 'record_all'"):
         deliver(handlers=["record_al"])
 
 
-def test_a_chain_without_end_is_stopped(declare):
+def test_an_endless_chain_stops_at_the_limit(declare):
     @declare("kit.loop", "kit_loop")
     def kit_loop(event):
         with transaction.atomic():
@@ -181,11 +180,11 @@ def test_a_chain_without_end_is_stopped(declare):
     publish("kit.loop")
     with pytest.raises(TooManyDeliveries, match="next to 'kit_loop'"):
         deliver(limit=5)
-    assert Delivery.objects.filter(status="succeeded").count() == 5
-    assert Delivery.objects.get(status="pending").attempts == 0
+    assert Delivery.objects.filter(state="succeeded").count() == 5
+    assert Delivery.objects.get(state="pending").attempts == 0
 
 
-def test_the_limit_may_be_just_enough():
+def test_as_many_messages_as_the_limit_are_no_error():
     publish("test.recorded")
     assert deliver(limit=2).succeeded == 2
 
@@ -194,30 +193,30 @@ def test_the_limit_may_be_just_enough():
 
 
 @in_both_kinds_of_tests
-def test_an_error_of_a_handler_reaches_the_test(kind):
+def test_an_error_of_a_handler_is_raised(kind):
     event = publish("broken.mail", 3)
     with pytest.raises(Refused, match="cannot handle 3"):
         deliver()
-    assert statuses(event) == {"broken": "failed"}
+    assert states_of(event) == {"broken": "failed"}
     assert "cannot handle 3" in event.deliveries.get().error
 
 
 @in_both_kinds_of_tests
-def test_errors_may_be_collected_instead(kind):
+def test_without_raise_errors_errors_are_collected(kind):
     broken, recorded = publish("broken.mail"), publish("test.recorded")
     delivered = deliver(raise_errors=False)
     assert (delivered.failed, delivered.succeeded) == (1, 2)
     assert [type(error) for error in delivered.errors] == [Refused]
-    assert statuses(broken) == {"broken": "failed"}
-    assert set(statuses(recorded).values()) == {"succeeded"}
+    assert states_of(broken) == {"broken": "failed"}
+    assert set(states_of(recorded).values()) == {"succeeded"}
 
 
-def test_a_handler_that_recovers_needs_a_retry():
+def test_a_handler_that_recovers_succeeds_with_a_retry():
     event = publish("flaky.mail")
     delivered = deliver(retries=1)
     assert (delivered.retried, delivered.succeeded, delivered.errors) == (1, 1, [])
-    assert statuses(event) == {"flaky": "succeeded"}
-    stats = HandlerStats.objects.get()
+    assert states_of(event) == {"flaky": "succeeded"}
+    (stats,) = HandlerStats.objects.merged().values()
     assert (stats.retried, stats.succeeded) == (1, 1)
 
 
@@ -241,24 +240,24 @@ def test_a_database_error_of_a_handler_does_not_end_the_transaction_of_the_test(
     event = publish("kit.asked")
     with pytest.raises(DatabaseError):
         deliver()
-    assert statuses(event) == {"kit_asked": "failed"}
+    assert states_of(event) == {"kit_asked": "failed"}
 
 
-def test_what_a_handler_wrote_before_its_error_stays():
+def test_rows_that_a_handler_wrote_before_its_error_stay():
     publish("flaky.mail")
     deliver(raise_errors=False)
     assert len(handled_by("flaky-try")) == 1
 
 
-def test_a_delivery_to_an_unknown_handler_is_an_error():
+def test_a_delivery_to_an_unknown_handler_raises():
     event = publish("test.recorded")
     event.deliveries.filter(handler="record").update(handler="recrd")
     with pytest.raises(UnknownHandler, match="did you mean 'record'"):
         deliver()
-    assert event.deliveries.get(handler="recrd").status == "failed"
+    assert event.deliveries.get(handler="recrd").state == "failed"
 
 
-def test_failing_the_test_from_within_a_handler_fails_the_test(declare):
+def test_pytest_fail_in_a_handler_fails_the_test(declare):
     declare("kit.asked", "kit_asked")(lambda event: pytest.fail("as asked"))
     publish("kit.asked")
     with pytest.raises(pytest.fail.Exception, match="as asked"):
@@ -269,43 +268,43 @@ def test_failing_the_test_from_within_a_handler_fails_the_test(declare):
 # ---------------------------------------------------------------- due times
 
 
-def test_what_is_not_due_waits():
+def test_a_delivery_that_is_not_due_stays_pending():
     event = publish("test.recorded", delay=timedelta(hours=1))
     assert deliver().succeeded == 0
-    assert set(statuses(event).values()) == {"pending"}
+    assert set(states_of(event).values()) == {"pending"}
 
 
-def test_a_test_may_look_ahead():
+def test_ahead_runs_deliveries_that_are_due_later():
     publish("test.recorded", delay=timedelta(hours=1))
     assert deliver(ahead=timedelta(minutes=59)).succeeded == 0
     assert deliver(ahead=timedelta(hours=1)).succeeded == 2
 
 
-def test_a_test_may_name_the_moment():
+def test_now_runs_deliveries_that_are_due_by_that_moment():
     eta = datetime(2150, 1, 1, tzinfo=UTC)
     publish("test.recorded", eta=eta)
     assert deliver(now=eta - timedelta(seconds=1)).succeeded == 0
     assert deliver(now=eta).succeeded == 2
 
 
-def test_a_moment_that_has_passed_holds_nothing_back():
+def test_a_now_in_the_past_postpones_no_delivery():
     publish("test.recorded")
     assert deliver(now=datetime(2000, 1, 1, tzinfo=UTC)).succeeded == 2
 
 
-def test_deliveries_run_in_the_order_in_which_they_are_due():
+def test_deliveries_run_in_the_order_of_their_due_times():
     publish("flaky.mail", "late", delay=timedelta(hours=2))
     publish("flaky.mail", "early", delay=timedelta(hours=1))
     deliver(ahead=timedelta(hours=3), retries=1)
     assert handled_by("flaky") == [{"payload": "early"}, {"payload": "late"}]
 
 
-# ---------------------------------------------------------------- lanes, expiry, pauses
+# ---------------------------------------------------------------- ordering keys, expiry, pauses
 
 
 @pytest.fixture
-def lane(declare):
-    """Return the payloads that an ordered handler has seen; it refuses "bad"."""
+def steps(declare):
+    """Declare an ordered handler that refuses "bad"; return the payloads of its calls."""
     seen = []
 
     @declare("kit.step", "kit_step", ordered=True)
@@ -317,27 +316,27 @@ def lane(declare):
     return seen
 
 
-def test_a_lane_runs_in_the_order_of_publication(lane):
+def test_an_ordering_key_runs_in_the_order_of_publication(steps):
     publish("kit.step", 1, key="a", delay=timedelta(hours=1))
     publish("kit.step", 2, key="a")
     publish("kit.step", 3, key="b")
     deliver()
-    assert lane == [3]
+    assert steps == [3]
     deliver(ahead=timedelta(hours=1))
-    assert lane == [3, 1, 2]
+    assert steps == [3, 1, 2]
 
 
-def test_a_failed_delivery_blocks_its_lane(lane):
+def test_a_failed_delivery_blocks_its_ordering_key(steps):
     for payload, key in (("bad", "a"), ("waits", "a"), ("goes", "b")):
         publish("kit.step", payload, key=key)
     delivered = deliver(raise_errors=False)
-    assert lane == ["bad", "goes"]
+    assert steps == ["bad", "goes"]
     Delivery.objects.failed().discard("not needed")
     assert (delivered.failed, deliver().succeeded) == (1, 1)
-    assert lane[2:] == ["waits"]
+    assert steps[2:] == ["waits"]
 
 
-def test_what_has_expired_is_discarded():
+def test_an_expired_delivery_is_discarded():
     publish("test.recorded", expires=timedelta(hours=1))
     delivered = deliver(ahead=timedelta(hours=2))
     assert (delivered.discarded, delivered.succeeded) == (2, 0)
@@ -349,11 +348,11 @@ def test_a_paused_handler_does_not_run():
     event = publish("test.recorded")
     PausedHandler.objects.pause("record")
     deliver()
-    assert statuses(event) == {"record": "pending", "record_all": "succeeded"}
+    assert states_of(event) == {"record": "pending", "record_all": "succeeded"}
 
 
 @in_both_kinds_of_tests
-def test_a_transactional_handler_is_settled_once(kind, declare):
+def test_a_transactional_handler_is_confirmed_once(kind, declare):
     @declare("kit.asked", "kit_asked", transactional=True)
     def kit_asked(event):
         Effect.objects.create(handler="kit_asked")
@@ -363,7 +362,7 @@ def test_a_transactional_handler_is_settled_once(kind, declare):
     good, bad = publish("kit.asked"), publish("kit.asked", "bad")
     delivered = deliver(raise_errors=False)
     assert (delivered.succeeded, delivered.failed) == (1, 1)
-    assert (statuses(good), statuses(bad)) == ({"kit_asked": "succeeded"}, {"kit_asked": "failed"})
+    assert (states_of(good), states_of(bad)) == ({"kit_asked": "succeeded"}, {"kit_asked": "failed"})
     assert Effect.objects.filter(handler="kit_asked").count() == 1
 
 
@@ -372,7 +371,7 @@ def test_a_transactional_handler_is_settled_once(kind, declare):
 
 @pytest.fixture
 def batches(declare):
-    """Return the payload lists that a batched handler has seen."""
+    """Declare a batched handler that refuses "bad"; return the lists of payloads of its calls."""
     seen = []
 
     @declare("kit.click", "kit_click", batch_size=3, batch_wait=timedelta(minutes=1))
@@ -391,14 +390,14 @@ def test_a_batch_runs_when_it_is_full(batches):
     assert batches == [[0, 1, 2]]
 
 
-def test_a_batch_runs_when_it_has_waited(batches):
+def test_a_batch_runs_after_its_wait(batches):
     publish("kit.click", 1)
     assert deliver().succeeded == 0
     assert deliver(ahead=timedelta(minutes=1)).succeeded == 1
     assert batches == [[1]]
 
 
-def test_a_batch_that_fails_twice_goes_one_by_one(batches):
+def test_the_events_of_a_batch_that_fails_twice_run_one_by_one(batches):
     for payload in ("good", "bad", "other"):
         publish("kit.click", payload)
     delivered = deliver(raise_errors=False)
@@ -406,10 +405,10 @@ def test_a_batch_that_fails_twice_goes_one_by_one(batches):
     assert batches == [["good", "bad", "other"]] * 2 + [["good"], ["bad"], ["other"]]
 
 
-# ---------------------------------------------------------------- failures on demand
+# ---------------------------------------------------------------- injected failures
 
 
-def test_an_injected_failure_stands_for_the_handler():
+def test_an_injected_failure_replaces_the_call_of_the_handler():
     publish("test.recorded")
     with fail_handler("record") as injected, pytest.raises(InjectedFailure, match="failure 1 of 'record'"):
         deliver()
@@ -417,22 +416,22 @@ def test_an_injected_failure_stands_for_the_handler():
     assert handled_by("record") == []
 
 
-def test_a_handler_that_fails_twice_succeeds_at_the_third_try():
+def test_a_handler_that_fails_twice_succeeds_in_the_third_run():
     event = publish("test.recorded")
     with fail_handler(record, times=2):
         delivered = deliver(retries=2)
     assert (delivered.retried, delivered.succeeded) == (2, 2)
-    assert set(statuses(event).values()) == {"succeeded"}
+    assert set(states_of(event).values()) == {"succeeded"}
 
 
 @pytest.mark.parametrize("error", [ConnectionError("no answer"), ConnectionError])
-def test_the_injected_error_may_be_chosen(error):
+def test_the_injected_error_can_be_given(error):
     publish("test.recorded")
     with fail_handler("record", error=error), pytest.raises(ConnectionError):
         deliver()
 
 
-def test_after_the_block_nothing_fails():
+def test_no_failure_is_injected_after_the_block():
     with fail_handler("record", times=5):
         pass
     publish("test.recorded")
@@ -454,19 +453,19 @@ def test_failures_of_an_actor_can_be_injected():
     assert handled_by("resize") == [{"width": 20}]
 
 
-def test_an_unknown_handler_cannot_fail():
+def test_fail_handler_refuses_an_unknown_handler():
     with pytest.raises(UnknownHandler, match="did you mean 'record'"), fail_handler("recrd"):
         pass
 
 
 @pytest.mark.django_db(transaction=True)
-def test_failures_reach_a_worker_of_this_process():
+def test_failures_are_injected_into_a_worker_of_this_process():
     dramatiq.get_broker().flush_all()
     event = publish("flaky.mail")
     with fail_handler("flaky", times=1) as injected:
         relay_all()
         with worker():
-            wait_until(lambda: statuses(event) == {"flaky": "succeeded"}, what="the handler to recover")
+            assert finish_with_retries(event) == {"flaky": "succeeded"}
     assert injected.count == 1
 
 
@@ -478,7 +477,8 @@ class ShipmentTests(OutboxTestCaseMixin, TestCase):
 
     @classmethod
     def setUpTestData(cls):
-        outbox.publish("shop.opened")
+        with transaction.atomic():
+            outbox.publish("shop.opened")
 
     def test_a_shipment_is_announced_and_handled(self):
         Shipment.objects.create(address="Hill 1")
@@ -495,5 +495,5 @@ class ShipmentTests(OutboxTestCaseMixin, TestCase):
         assert len(self.outbox_events) == 0
 
 
-def test_the_mixin_brings_no_tests_of_its_own():
+def test_the_mixin_adds_no_tests():
     assert unittest.defaultTestLoader.getTestCaseNames(OutboxTestCaseMixin) == []

@@ -1,4 +1,4 @@
-"""Transactional handlers: effects and success are one commit."""
+"""Transactional handlers: one commit holds the effects and the success."""
 
 import threading
 
@@ -8,13 +8,13 @@ from django.db import connection, connections, transaction
 from django.db.models.signals import post_save
 
 import outbox
-from outbox.collectors import unsubscribe
 from outbox.confirmations import confirmations
 from outbox.errors import RegistrationError
 from outbox.models import Delivery, Event
 from outbox.registry import registry
-from tests.helpers import finish, flush, publish, relay_all, statuses, worker
-from tests.processes import wait_until
+from outbox.signals.recorder import unsubscribe
+from tests.support.data_flow import finish, finish_with_retries, flush, publish, relay_all, states_of, worker
+from tests.support.processes import wait_until
 from tests.testapp.handlers import QUEUE
 from tests.testapp.models import Effect, Order
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 @pytest.fixture
 def behave():
-    """Return a list of functions that the transactional handler of the test calls after its effect."""
+    """Return a list of functions, which a transactional handler calls after its effect, one per run."""
     actions = []
 
     @outbox.handler(
@@ -49,20 +49,20 @@ def effects() -> int:
     return Effect.objects.filter(handler="money").count()
 
 
-def send_a_copy(event: Event) -> None:
-    """Put another copy of a delivery's message on the queue, as a broker or relay that lost track would."""
-    Delivery.objects.filter(event=event).update(status="pending")
+def send_duplicate(event: Event) -> None:
+    """Enqueue a second message of a delivery."""
+    Delivery.objects.filter(event=event).update(state="pending")
     relay_all()
 
 
 def test_success_is_committed_with_the_effect(behave):
     event = publish("money.moved")
     seen = []
-    behave.append(lambda: seen.append(Delivery.objects.get(event=event).status))
+    behave.append(lambda: seen.append(Delivery.objects.get(event=event).state))
     relay_all()
     with worker():
         finish(event)
-    assert (effects(), statuses(event), seen) == (1, {"money": "succeeded"}, ["succeeded"])
+    assert (effects(), states_of(event), seen) == (1, {"money": "succeeded"}, ["succeeded"])
 
 
 def test_a_failed_run_leaves_no_effect_and_its_retry_leaves_one(behave):
@@ -70,47 +70,50 @@ def test_a_failed_run_leaves_no_effect_and_its_retry_leaves_one(behave):
     event = publish("money.moved")
     relay_all()
     with worker():
-        finish(event)
-    assert (effects(), statuses(event)) == (1, {"money": "succeeded"})
+        finish_with_retries(event)
+    assert (effects(), states_of(event)) == (1, {"money": "succeeded"})
 
 
-def test_a_second_copy_has_no_effect(behave):
+def test_a_duplicate_has_no_effect(behave):
     event = publish("money.moved")
     relay_all()
-    send_a_copy(event)
+    send_duplicate(event)
     with worker():
         finish(event)
-        wait_until(lambda: dramatiq.get_broker().queues[QUEUE].unfinished_tasks == 0, what="both copies")
+        wait_until(
+            lambda: dramatiq.get_broker().queues[QUEUE].unfinished_tasks == 0, what="both messages to be done"
+        )
     assert effects() == 1
 
 
 @pytest.mark.postgres
-def test_a_copy_that_finds_another_at_work_leaves(behave):
-    started, go_on = threading.Event(), threading.Event()
+def test_a_duplicate_is_skipped_while_the_first_message_runs(behave):
+    started, end = threading.Event(), threading.Event()
 
-    def hold():
+    def wait():
         started.set()
-        assert go_on.wait(20)
+        assert end.wait(20)
 
-    behave.append(hold)
+    behave.append(wait)
     event = publish("money.moved")
     relay_all()
     (message,) = list(dramatiq.get_broker().queues[QUEUE].queue)
     with worker():
         assert started.wait(20)
         dramatiq.get_broker().queues[QUEUE].put(message)
-        # The copy is done while the first one still holds its transaction open.
+        # The duplicate is done while the transaction of the first message is open.
         wait_until(
-            lambda: dramatiq.get_broker().queues[QUEUE].unfinished_tasks == 1, what="the copy to leave"
+            lambda: dramatiq.get_broker().queues[QUEUE].unfinished_tasks == 1,
+            what="the duplicate to be skipped",
         )
-        assert statuses(event) == {"money": "dispatched"}
-        go_on.set()
+        assert states_of(event) == {"money": "dispatched"}
+        end.set()
         finish(event)
     assert effects() == 1
 
 
 @pytest.mark.postgres
-def test_a_handler_waits_for_the_relay_that_is_about_to_commit(behave):
+def test_a_handler_waits_for_the_commit_of_the_dispatch(behave):
     event = publish("money.moved")
     relay_all()
     locked, commit = threading.Event(), threading.Event()
@@ -126,7 +129,7 @@ def test_a_handler_waits_for_the_relay_that_is_about_to_commit(behave):
     relay.start()
     assert locked.wait(20)
     with worker():
-        wait_until(_somebody_waits_for_a_lock, what="the handler to wait for the row")
+        wait_until(_a_session_waits_for_a_lock, what="the handler to wait for the row")
         assert effects() == 0
         commit.set()
         finish(event)
@@ -134,7 +137,7 @@ def test_a_handler_waits_for_the_relay_that_is_about_to_commit(behave):
     assert effects() == 1
 
 
-def _somebody_waits_for_a_lock() -> bool:
+def _a_session_waits_for_a_lock() -> bool:
     with connection.cursor() as cursor:
         cursor.execute(
             "SELECT count(*) FROM pg_stat_activity"
@@ -143,7 +146,7 @@ def _somebody_waits_for_a_lock() -> bool:
         return cursor.fetchone()[0] > 0
 
 
-def test_a_redelivered_copy_of_a_settled_delivery_is_dropped_unrun():
+def test_a_redelivered_message_of_a_settled_delivery_does_not_run():
     ran = []
 
     @outbox.handler("again.*", queue_name=QUEUE, name="again")
@@ -154,9 +157,12 @@ def test_a_redelivered_copy_of_a_settled_delivery_is_dropped_unrun():
         event = publish("again.x")
         Delivery.objects.filter(event=event).update(redeliveries=1)
         relay_all()
-        Delivery.objects.filter(event=event).update(status="succeeded")
+        Delivery.objects.filter(event=event).update(state="succeeded")
         with worker():
-            wait_until(lambda: dramatiq.get_broker().queues[QUEUE].unfinished_tasks == 0, what="the copy")
+            wait_until(
+                lambda: dramatiq.get_broker().queues[QUEUE].unfinished_tasks == 0,
+                what="the duplicate to be done",
+            )
     finally:
         registry.remove("again")
     assert ran == []
@@ -170,8 +176,8 @@ def test_an_async_transactional_handler_is_refused():
 
 
 @pytest.fixture
-def two_sends_of_which_one_is_gone():
-    """Return the events of two sends, the second of a row that is gone, and what is received."""
+def sends_with_one_deleted_row():
+    """Return the events of two sends, the second of a deleted row; the received keys; the row's key."""
     received = []
 
     @outbox.receiver(
@@ -190,29 +196,17 @@ def two_sends_of_which_one_is_gone():
     dramatiq.get_broker().flush_all()
 
 
-def test_a_send_without_its_instance_ends_with_the_batch_though_its_report_is_lost(
-    two_sends_of_which_one_is_gone, monkeypatch
+def test_a_send_without_its_instance_is_discarded_in_the_commit_of_its_batch(
+    sends_with_one_deleted_row, monkeypatch
 ):
-    (first, second), received, kept = two_sends_of_which_one_is_gone
+    (first, second), received, kept = sends_with_one_deleted_row
     relay_all()
-    # As if the worker were killed right after its commit.
+    # The same happens when the worker is killed directly after its commit.
     monkeypatch.setattr(confirmations, "add", lambda *outcomes: None)
     with worker():
-        wait_until(lambda: statuses(first) == {"orders": "succeeded"}, what="the batch to be committed")
+        wait_until(lambda: states_of(first) == {"orders": "succeeded"}, what="the batch to be committed")
     assert received == [kept]
     lost = second.deliveries.get()
-    assert (lost.status, lost.confirm_by) == ("discarded", None)
+    assert (lost.state, lost.confirm_by) == ("discarded", None)
     assert lost.finished_at is not None
     assert "no longer exists" in lost.error
-
-
-def test_a_send_without_its_instance_stays_done_where_nothing_is_confirmed(
-    two_sends_of_which_one_is_gone, settings
-):
-    settings.OUTBOX = {"CONFIRM": False}
-    (_first, second), received, kept = two_sends_of_which_one_is_gone
-    relay_all()
-    with worker():
-        wait_until(lambda: received == [kept], what="the batch to run")
-        wait_until(lambda: dramatiq.get_broker().queues[QUEUE].unfinished_tasks == 0, what="its end")
-    assert statuses(second) == {"orders": "succeeded"}

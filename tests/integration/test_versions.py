@@ -1,4 +1,4 @@
-"""Rows and messages of a version that a process does not read wait for one that does."""
+"""Rows and messages of a version that a process cannot read wait for a process that can."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ import outbox
 from outbox import versions
 from outbox.models import Delivery, Event
 from outbox.registry import registry
-from tests.helpers import finish, flush, publish, relay_all, statuses, worker
-from tests.processes import wait_until
+from tests.support.data_flow import finish, finish_with_retries, flush, publish, relay_all, states_of, worker
+from tests.support.processes import wait_until
 from tests.testapp.handlers import QUEUE
 from tests.testapp.models import Effect
 
@@ -37,7 +37,7 @@ def empty_broker():
 
 @pytest.fixture
 def ordered():
-    """Return what an ordered handler has seen."""
+    """Return the payloads that an ordered handler has received."""
     seen = []
 
     @outbox.handler("versions.*", name="versions", ordered=True, queue_name=QUEUE)
@@ -50,7 +50,7 @@ def ordered():
 
 @pytest.fixture
 def batched():
-    """Return the lists that a batched handler has seen."""
+    """Return the lists of payloads that a batch handler has received."""
     seen = []
     options = {"batch_size": 2, "batch_wait": timedelta(hours=1), "queue_name": QUEUE}
 
@@ -63,7 +63,7 @@ def batched():
 
 
 def publish_next(payload=None, *, topic="flaky.once", **options):
-    """Publish as a release would that writes the next version."""
+    """Publish as a release that writes the next version."""
     event = publish(topic, payload, **options)
     Event.objects.filter(pk=event.pk).update(version=NEXT)
     return event
@@ -78,7 +78,7 @@ def make_due(event: Event) -> None:
 
 
 def enqueue_as(version: object, event: Event) -> None:
-    """Dispatch an event with another version in its message."""
+    """Dispatch an event, and change the version in its message."""
     relay_all()
     (message,) = sent()
     dramatiq.get_broker().flush_all()
@@ -86,15 +86,15 @@ def enqueue_as(version: object, event: Event) -> None:
     dramatiq.get_broker().enqueue(dramatiq.Message(**message))
 
 
-def given_back(event: Event) -> Delivery:
-    """Run a worker until it has given back the one delivery of an event."""
+def returned(event: Event) -> Delivery:
+    """Run a worker until it has returned the only delivery of an event to pending."""
     with worker():
 
-        def back() -> Delivery | None:
+        def pending() -> Delivery | None:
             flush()
-            return event.deliveries.filter(status="pending").first()
+            return event.deliveries.filter(state="pending").first()
 
-        return wait_until(back, what="the delivery to be given back")
+        return wait_until(pending, what="the delivery to be returned to pending")
 
 
 # ---------------------------------------------------------------- the constants
@@ -106,11 +106,11 @@ def test_a_release_reads_what_it_writes_and_what_its_neighbours_write() -> None:
 
 
 @pytest.mark.parametrize("version", range(versions.OLDEST, versions.NEWEST + 1))
-def test_what_lies_between_the_bounds_is_read(version: int) -> None:
+def test_every_version_between_the_bounds_is_read(version: int) -> None:
     assert versions.why_unreadable(version) == ""
 
 
-def test_a_row_without_a_version_is_of_the_first_for_ever() -> None:
+def test_a_row_without_a_version_has_the_first_version() -> None:
     default = Event._meta.get_field("version").db_default
     assert (default.value if isinstance(default, models.Value) else default) == versions.UNWRITTEN == 1
 
@@ -118,9 +118,9 @@ def test_a_row_without_a_version_is_of_the_first_for_ever() -> None:
 # ---------------------------------------------------------------- rows
 
 
-def test_a_published_event_says_the_version_that_is_written() -> None:
-    one = publish("nobody.hears")
-    once = publish("nobody.hears", dedup_key="once")
+def test_a_published_event_has_the_written_version() -> None:
+    one = publish("topic.without_handler")
+    once = publish("topic.without_handler", dedup_key="once")
     assert {Event.objects.get(pk=event.pk).version for event in (one, once)} == {versions.WRITTEN}
 
 
@@ -128,31 +128,31 @@ def test_a_newer_row_stays_pending_with_the_reason_and_costs_no_attempt() -> Non
     newer, other = publish_next(), publish("flaky.once")
     relay_all()
     delivery = newer.deliveries.get()
-    assert (delivery.status, delivery.attempts) == ("pending", 0)
+    assert (delivery.state, delivery.attempts) == ("pending", 0)
     assert f"it is of version {NEXT}, and this process reads none after {versions.NEWEST}" in delivery.error
     assert delivery.available_at > newer.created_at
-    assert statuses(other) == {"flaky": "dispatched"}
+    assert states_of(other) == {"flaky": "dispatched"}
     assert len(sent()) == 1
 
 
-def test_a_newer_row_that_has_expired_is_not_judged_by_an_older_relay() -> None:
+def test_an_older_relay_does_not_discard_an_expired_newer_row() -> None:
     event = publish_next(expires=timedelta(milliseconds=1))
     event.deliveries.update(expires_at=event.created_at)
     relay_all()
-    assert statuses(event) == {"flaky": "pending"}
+    assert states_of(event) == {"flaky": "pending"}
 
 
-def test_a_relay_that_reads_the_version_sends_the_row_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_relay_that_reads_the_version_dispatches_the_row(monkeypatch: pytest.MonkeyPatch) -> None:
     event = publish_next()
     relay_all()
     monkeypatch.setattr(versions, "NEWEST", NEXT)
     make_due(event)
     relay_all()
     with worker():
-        assert finish(event) == {"flaky": "succeeded"}
+        assert finish_with_retries(event) == {"flaky": "succeeded"}
 
 
-def test_the_message_of_a_newer_row_is_of_its_version(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_message_of_a_newer_row_has_the_version_of_the_row(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(versions, "NEWEST", NEXT)
     publish_next()
     publish("flaky.once")
@@ -160,12 +160,12 @@ def test_the_message_of_a_newer_row_is_of_its_version(monkeypatch: pytest.Monkey
     assert sorted(message["options"]["outbox"]["v"] for message in sent()) == [versions.WRITTEN, NEXT]
 
 
-def test_a_newer_row_keeps_its_place_in_its_lane(ordered, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = publish_next(1, topic="versions.one", key="lane")
-    second = publish("versions.one", 2, key="lane")
+def test_a_newer_row_blocks_its_ordering_key(ordered, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = publish_next(1, topic="versions.one", key="order-7")
+    second = publish("versions.one", 2, key="order-7")
     relay_all()
     assert sent() == []
-    assert statuses(second) == {"versions": "pending"}
+    assert states_of(second) == {"versions": "pending"}
     monkeypatch.setattr(versions, "NEWEST", NEXT)
     make_due(first)
     with worker():
@@ -181,14 +181,14 @@ def test_a_newer_row_is_left_out_of_a_batch(batched) -> None:
     newer = publish_next("newer", topic="versions.one")
     older = publish("versions.one", "older")
     relay_all()
-    assert statuses(newer) == {"versions": "pending"}
+    assert states_of(newer) == {"versions": "pending"}
     with worker():
         assert finish(older) == {"versions": "succeeded"}
     assert batched == [["older"]]
 
 
 @pytest.mark.postgres
-def test_the_version_takes_no_statement_of_its_own() -> None:
+def test_the_version_takes_no_additional_statement() -> None:
     with CaptureQueriesContext(connection) as statements:
         publish("flaky.once")
     written = [query["sql"] for query in statements if "outbox_event" in query["sql"]]
@@ -198,75 +198,67 @@ def test_the_version_takes_no_statement_of_its_own() -> None:
 # ---------------------------------------------------------------- messages
 
 
-def test_a_newer_message_is_given_back_with_the_reason_and_does_not_run() -> None:
+def test_a_newer_message_is_returned_to_pending_with_the_reason_and_does_not_run() -> None:
     event = publish("flaky.once")
     enqueue_as(NEXT, event)
-    delivery = given_back(event)
+    delivery = returned(event)
     assert f"a worker cannot read the message: it is of version {NEXT}" in delivery.error
     assert delivery.available_at > event.created_at + timedelta(seconds=20)
     assert delivery.attempts == 0
     assert not Effect.objects.exists()
 
 
-def test_a_newer_message_is_given_back_whatever_its_envelopes_look_like() -> None:
+def test_a_newer_message_with_unknown_envelopes_is_returned_to_pending() -> None:
     event = publish("flaky.once")
     relay_all()
     (message,) = sent()
     dramatiq.get_broker().flush_all()
     message["options"]["outbox"]["v"] = NEXT
-    dramatiq.get_broker().enqueue(dramatiq.Message(**message | {"args": ["of another form"]}))
-    assert "cannot read the message" in given_back(event).error
+    envelope = {"id": str(event.pk), "subject": "of another form"}
+    dramatiq.get_broker().enqueue(dramatiq.Message(**message | {"args": [envelope]}))
+    assert "cannot read the message" in returned(event).error
 
 
-def test_a_newer_batch_is_given_back_as_a_whole(batched) -> None:
+def test_all_deliveries_of_a_newer_batch_are_returned_to_pending(batched) -> None:
     events = [publish("versions.one", n) for n in range(2)]
     enqueue_as(NEXT, events[0])
     for event in events:
-        assert f"version {NEXT}" in given_back(event).error
+        assert f"version {NEXT}" in returned(event).error
     assert batched == []
 
 
-def test_a_message_of_before_the_oldest_is_sent_again_in_a_form_that_is_read(
+def test_a_message_before_the_oldest_version_is_dispatched_again_in_a_readable_version(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     event = publish("flaky.once")
     enqueue_as(versions.OLDEST - 1, event)
-    assert f"reads none before {versions.OLDEST}" in given_back(event).error
+    assert f"reads none before {versions.OLDEST}" in returned(event).error
     make_due(event)
     relay_all()
     with worker():
-        assert finish(event) == {"flaky": "succeeded"}
+        assert finish_with_retries(event) == {"flaky": "succeeded"}
 
 
 @pytest.fixture
 def dead_letters() -> Iterator[list[dramatiq.MessageProxy]]:
-    """Return the dead letters of the queue, which is empty."""
-    letters = dramatiq.get_broker().dead_letters_by_queue[QUEUE]
-    letters.clear()
-    yield letters
-    letters.clear()
-
-
-def test_without_confirmations_a_newer_message_goes_to_the_dead_letters(settings, dead_letters) -> None:
-    settings.OUTBOX = {"CONFIRM": False}
-    event = publish("flaky.once")
-    enqueue_as(NEXT, event)
-    with worker():
-        wait_until(lambda: dead_letters, what="the dead letter")
-    assert [message.message_id for message in dead_letters] == [message_id(event)]
-    assert not Effect.objects.exists()
+    """Return the dead letters of the queue, none at first."""
+    messages = dramatiq.get_broker().dead_letters_by_queue[QUEUE]
+    messages.clear()
+    yield messages
+    messages.clear()
 
 
 def message_id(event: Event) -> str:
-    return outbox.actors.message_id(event.pk, "flaky")
+    return outbox.subscribing.actors.message_id(event.pk, "flaky")
 
 
 MALFORMATIONS = {
     "a version that is text": {"v": "1"},
     "no version": {"v": None},
-    "no delivery": {"delivery": None, "pack": 7},
+    "no delivery": {"delivery": None, "deliveries": 7},
     "an event that is none": {"event": "text"},
     "an id that is none": {"event": {"id": 7}},
+    "fewer events than deliveries": {"deliveries": [1, 2, 3], "event": None},
 }
 
 
@@ -283,15 +275,15 @@ def test_a_malformed_message_is_logged_and_goes_to_the_dead_letters_without_a_ru
     with worker():
         wait_until(lambda: dead_letters, what="the dead letter")
     flush()
-    assert [letter.message_id for letter in dead_letters] == [message_id(event)]
+    assert [message.message_id for message in dead_letters] == [message_id(event)]
     assert "traceback" not in dead_letters[0].options
     assert "malformed outbox options" in caplog.text
     assert not Effect.objects.exists()
-    # Nobody knows whose message it was, so the relay sends it again once its confirmation is overdue.
-    assert statuses(event) == {"flaky": "dispatched"}
+    # Its delivery is unknown to the worker, so the relay redelivers it when its confirmation is overdue.
+    assert states_of(event) == {"flaky": "dispatched"}
 
 
-def test_a_message_without_outbox_options_passes_untouched(dead_letters: list) -> None:
+def test_a_message_without_outbox_options_is_not_changed(dead_letters: list) -> None:
     @dramatiq.actor(actor_name="stranger", queue_name=QUEUE)
     def stranger() -> None:
         Effect.objects.create(handler="stranger", event_id=uuid4())

@@ -1,4 +1,4 @@
-"""Handlers that record what they did in the `Effect` table."""
+"""Handlers that record their effects in the `Effect` table."""
 
 import logging
 import os
@@ -20,16 +20,16 @@ QUEUE = f"{settings.TEST_PREFIX}default"
 OTHER_QUEUE = f"{settings.TEST_PREFIX}other"
 
 
-# Not in the database: async code would leave a connection open in a thread of asgiref's.
+# Not in the database: async code would leave a connection open in a thread of asgiref.
 seen_in_async_code: list[ReceivedEvent | None] = []
 
 
 class Refused(Exception):
-    """What the failing handlers raise."""
+    """Raised by the failing handlers."""
 
 
 def record_effect(name: str, event: ReceivedEvent) -> None:
-    """Write what a handler was given into the ledger."""
+    """Write an effect of a handler's event."""
     Effect.objects.create(handler=name, event_id=event.id, key=event.key, detail={"payload": event.payload})
 
 
@@ -55,15 +55,15 @@ def flaky(event: ReceivedEvent) -> None:
 
 @handler("broken.*", queue_name=QUEUE, name="broken", max_retries=1, min_backoff=10, max_backoff=10)
 def broken(event: ReceivedEvent) -> None:
-    """Fail until the event says otherwise."""
-    if not Effect.objects.filter(handler="mended", event_id=event.id).exists():
+    """Fail until the event has an effect named `repaired`."""
+    if not Effect.objects.filter(handler="repaired", event_id=event.id).exists():
         raise Refused(f"cannot handle {event.payload!r}")
     record_effect("broken", event)
 
 
 @handler("filed.*", queue_name=QUEUE, name="filed")
 def filed(event: ReceivedEvent) -> None:
-    """Leave a line in `begun` and in `done`, without the database; in between wait while `hold` exists."""
+    """Write a line to `begun` and to `done`, without the database; wait in between while `hold` exists."""
     folder = Path(os.environ["OUTBOX_TEST_FOLDER"])
     add_line(folder / "begun", str(event.id))
     while (folder / "hold").exists():
@@ -72,15 +72,15 @@ def filed(event: ReceivedEvent) -> None:
 
 
 class Boot(logging.Handler):
-    """Hears when Dramatiq's worker process says that it has booted."""
+    """Notices the log line of Dramatiq's worker process when it has booted."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.is_over = threading.Event()
+        self.is_complete = threading.Event()
 
     def emit(self, record: logging.LogRecord) -> None:
         if "ready for action" in record.getMessage():
-            self.is_over.set()
+            self.is_complete.set()
 
 
 boot = Boot()
@@ -89,20 +89,12 @@ logging.getLogger("dramatiq").addHandler(boot)
 
 @handler("deadly.*", queue_name=QUEUE, name="deadly")
 def deadly(event: ReceivedEvent) -> None:
-    """Leave a line in `deaths`, and die as of a lack of memory."""
-    # Dramatiq's master process waits for ever for a worker that dies as it says that it has booted: the death
-    # leaves the lock of a `multiprocessing.Event` taken.
-    assert boot.is_over.wait(30)
+    """Write a line to `deaths`, and die as if the kernel killed the process for its memory."""
+    # If a worker dies while it reports that it has booted, the lock of a `multiprocessing.Event` stays taken,
+    # and Dramatiq's master process waits without end.
+    assert boot.is_complete.wait(30)
     add_line(Path(os.environ["OUTBOX_TEST_FOLDER"]) / "deaths", str(event.id))
     os.kill(os.getpid(), signal.SIGKILL)
-
-
-@handler("heap.*", queue_name=QUEUE, name="heap", pack=20)
-def heap(event: ReceivedEvent) -> None:
-    """As `deadly` or as `filed`, as the payload says, many in one message."""
-    if event.payload == "deadly":
-        deadly.fn(event)
-    filed.fn(event)
 
 
 def add_line(path: Path, line: str) -> None:

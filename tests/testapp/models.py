@@ -1,4 +1,4 @@
-"""Models to publish about, and the ledger in which handlers record what they did."""
+"""The models of the events, and the table in which handlers record their effects."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Order(models.Model):
 
 
 class ProductBase(models.Model):
-    """The parent of a multi-table inheritance: its columns live in a table of their own."""
+    """The parent in a multi-table inheritance: it has its own table."""
 
     name = models.CharField(max_length=100)
 
@@ -41,7 +41,7 @@ class Product(ProductBase):
 
 
 class Effect(models.Model):
-    """One thing that a handler did; tests compare these rows with what they published."""
+    """One effect of a handler; tests compare these rows with the events that they published."""
 
     handler = models.CharField(max_length=200)
     event_id = models.UUIDField(null=True, blank=True)
@@ -54,7 +54,7 @@ class Effect(models.Model):
 
 
 class Shipment(models.Model):
-    """The model that background receivers listen to."""
+    """The model whose signals have background receivers."""
 
     address = models.CharField(max_length=200)
     weight = models.DecimalField(max_digits=8, decimal_places=3, default=0)
@@ -64,14 +64,14 @@ class Shipment(models.Model):
 
 
 class NamedQuerySet(models.QuerySet["Tag"]):
-    """A queryset of a project's own."""
+    """A queryset that a project defines."""
 
     def named(self, name: str) -> NamedQuerySet:
         return self.filter(name=name)
 
 
 class TagQuerySet(BulkSignalQuerySet["Tag"], NamedQuerySet):  # type: ignore[override]  # the plugin's as_manager
-    """The project's own queryset, with bulk signals mixed in."""
+    """The project's queryset with the mixin for bulk signals."""
 
     signal_chunk_size = 2
 

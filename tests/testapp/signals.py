@@ -1,4 +1,4 @@
-"""Signals of a project's own."""
+"""Signals that a project defines."""
 
 from django.dispatch import Signal
 

@@ -1,8 +1,6 @@
-"""How long to wait before another try."""
+"""Waits between attempts."""
 
 from __future__ import annotations
-
-import random
 
 import pytest
 
@@ -10,7 +8,7 @@ from relay import backoff
 from relay.backoff import Backoff, delay_for
 
 
-def test_a_delay_lies_between_nothing_and_a_ceiling_that_doubles() -> None:
+def test_a_delay_is_between_zero_and_a_ceiling_that_doubles() -> None:
     for attempt, ceiling_s in enumerate([1, 2, 4, 8, 16, 20, 20]):
         delays = [delay_for(attempt, base_s=1, cap_s=20) for _ in range(500)]
         assert min(delays) >= 0
@@ -26,11 +24,8 @@ def test_any_number_of_attempts_has_a_delay() -> None:
     assert 0 <= delay_for(10**9) <= backoff.CAP_S
 
 
-def test_waits_grow_with_each_failure_until_a_success(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(random, "uniform", lambda low, high: high)
-    waits = Backoff(base_s=1, cap_s=5)
+def test_waits_grow_with_each_failure_until_a_success() -> None:
+    waits = Backoff(base_s=1, cap_s=5, jitter=lambda _low, high: high)
     assert [waits.next_s() for _ in range(5)] == [1, 2, 4, 5, 5]
     waits.reset()
     assert waits.next_s() == 1

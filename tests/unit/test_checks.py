@@ -1,4 +1,4 @@
-"""The system checks: each id is raised by its fault, with a remedy."""
+"""The system checks: each fault raises its id, with a remedy."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ from typing import Any
 
 import dramatiq
 import pytest
-from django.core.checks import CheckMessage, run_checks
+from django.core.checks import INFO, CheckMessage, run_checks
 from django.db import connections
-from dramatiq.middleware import Retries
+from dramatiq.brokers.stub import StubBroker
+from dramatiq.middleware import AsyncIO, Retries
 
+import outbox
+from outbox.brokers import RedisBroker
 from outbox.registry import registry
 
-# Django's own check of a JSON field asks SQLite whether it has JSON.
+# Django's check of a JSON field asks SQLite whether it supports JSON.
 pytestmark = pytest.mark.django_db
 
 
@@ -24,25 +27,33 @@ def found(databases: tuple[str, ...] = ()) -> dict[str, CheckMessage]:
 
 
 @pytest.fixture(autouse=True)
-def no_warning_of_the_database(settings: Any) -> None:
-    """Leave out the warning that comes with running these tests on SQLite."""
+def no_database_warning(settings: Any) -> None:
+    """Suppress the warning of SQLite, on which these tests may run."""
     settings.DEBUG = True
 
 
 @pytest.fixture
 def broker() -> Iterator[dramatiq.Broker]:
-    """Return the broker; its middleware is as before after the test."""
+    """Return the broker; restore its middleware after the test."""
     broker = dramatiq.get_broker()
     before = broker.middleware[:]
     yield broker
     broker.middleware[:] = before
 
 
-def test_a_sound_project_has_nothing_to_hear() -> None:
-    assert found(("default",)) == {}
+def test_a_valid_project_gets_only_information() -> None:
+    assert set(found(("default",))) == {"outbox.I001"}
 
 
-def test_unknown_and_ill_typed_settings_are_reported_each(settings: Any) -> None:
+def test_the_models_with_atomic_saves_are_listed(settings: Any) -> None:
+    message = found()["outbox.I001"]
+    assert message.level == INFO
+    assert message.msg.endswith(": testapp.Shipment.")
+    settings.OUTBOX = {"ATOMIC_SAVES": False}
+    assert found() == {}
+
+
+def test_each_invalid_setting_is_reported(settings: Any) -> None:
     settings.OUTBOX = {"BATCHSIZE": 7, "LISTEN": "no"}
     messages = [one for one in run_checks() if one.id == "outbox.E001"]
     assert [one.msg for one in messages] == [
@@ -51,17 +62,24 @@ def test_unknown_and_ill_typed_settings_are_reported_each(settings: Any) -> None
     ]
 
 
-def test_the_other_checks_survive_settings_that_cannot_be_read(settings: Any) -> None:
+def test_invalid_settings_do_not_break_the_other_checks(settings: Any) -> None:
     settings.OUTBOX = {"DATABASES": ["absent"]}
     assert set(found(("default",))) == {"outbox.E001"}
 
 
-def test_a_project_without_django_dramatiq_is_told(settings: Any) -> None:
+def test_a_project_without_django_dramatiq_is_refused(settings: Any) -> None:
     settings.INSTALLED_APPS = [app for app in settings.INSTALLED_APPS if app != "django_dramatiq"]
     assert "django_dramatiq" in str(found()["outbox.E002"].hint)
 
 
-def test_a_database_of_another_kind_is_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_database_without_autocommit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(connections["default"].settings_dict, "AUTOCOMMIT", False)
+    message = found()["outbox.E005"]
+    assert "commits nothing" in message.msg
+    assert "AUTOCOMMIT" in str(message.hint)
+
+
+def test_an_unsupported_database_engine_is_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(type(connections["default"]), "vendor", "mysql")
     message = found()["outbox.E003"]
     assert "locking differs" in message.msg
@@ -77,12 +95,12 @@ def test_a_server_that_cannot_skip_locked_rows_is_refused(monkeypatch: pytest.Mo
 
 def test_sqlite_in_production_is_a_warning(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(type(connections["default"]), "vendor", "sqlite")
-    assert found() == {}
+    assert "outbox.W002" not in found()
     settings.DEBUG = False
     assert "one relay" in found()["outbox.W002"].msg
 
 
-def test_a_name_that_two_functions_claim_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_handler_name_that_is_declared_twice_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "duplicates", ["handler 'mail' is declared twice: a and b"])
     assert found()["outbox.E004"].msg == "handler 'mail' is declared twice: a and b"
 
@@ -106,3 +124,42 @@ def test_a_middleware_that_writes_a_row_for_each_message_is_a_warning(broker: dr
 
     broker.middleware.append(AdminMiddleware())
     assert "Remove it" in str(found()["outbox.W004"].hint)
+
+
+def test_the_polling_broker_of_dramatiq_is_mentioned(monkeypatch: pytest.MonkeyPatch) -> None:
+    polling = pytest.importorskip("dramatiq.brokers.redis").RedisBroker()
+    monkeypatch.setattr(dramatiq, "get_broker", lambda: polling)
+    assert "outbox.brokers.RedisBroker" in str(found()["outbox.I002"].hint)
+    monkeypatch.setattr(dramatiq, "get_broker", lambda: RedisBroker())
+    assert "outbox.I002" not in found()
+
+
+def test_an_async_handler_without_the_asyncio_middleware_is_refused(broker: dramatiq.Broker) -> None:
+    broker.middleware[:] = [one for one in broker.middleware if not isinstance(one, AsyncIO)]
+    message = found()["outbox.E006"]
+    assert message.msg.startswith("Handler 'async_context' is async")
+    assert "dramatiq.middleware.AsyncIO" in str(message.hint)
+
+
+def test_a_default_broker_that_replaces_the_broker_of_the_handlers_is_refused(
+    broker: dramatiq.Broker,
+) -> None:
+    dramatiq.set_broker(StubBroker(middleware=[Retries()]))
+    try:
+        message = found()["outbox.E007"]
+    finally:
+        dramatiq.set_broker(broker)
+    assert "no worker runs" in message.msg
+    assert "DRAMATIQ_BROKER" in str(message.hint)
+
+
+def test_a_handler_that_names_another_broker_is_no_fault() -> None:
+    other = StubBroker(middleware=[Retries()])
+
+    @outbox.handler("other.broker", name="on_other_broker", broker=other)
+    def on_other_broker(event: Any) -> None: ...
+
+    try:
+        assert set(found()) == {"outbox.I001"}
+    finally:
+        registry.remove("on_other_broker")

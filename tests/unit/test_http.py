@@ -1,4 +1,4 @@
-"""What of a request is believed: a safe id, and an address that our own proxies vouch for."""
+"""The validation of a request's id and of its client's address."""
 
 import re
 import uuid
@@ -59,13 +59,13 @@ def test_a_request_id_is_always_short_and_printable(given):
         ("unix:", "", 1, None),
     ],
 )
-def test_the_client_address_is_trusted_as_far_as_the_proxies_are(peer, forwarded, proxies, expected):
+def test_the_client_address_is_the_one_that_trusted_proxies_report(peer, forwarded, proxies, expected):
     assert client_address(peer, forwarded, proxies) == expected
 
 
 @given(claimed=st.text(), proxies=st.integers(0, 4))
 def test_a_client_cannot_forge_its_address(claimed, proxies):
-    """Whatever it claims, the proxies append where they were called from."""
+    """The proxies append the real addresses after any text of the client."""
     appended = ["198.51.100.1", *(f"10.0.0.{n}" for n in range(2, proxies + 1))][:proxies]
     forwarded = ", ".join([claimed, *appended])
     peer = "10.0.0.1" if proxies else "198.51.100.1"

@@ -1,4 +1,4 @@
-"""What a time limit or a shutdown leaves behind that interrupts a worker's thread at any moment."""
+"""Time limits and shutdowns may interrupt a worker's thread at any moment: nothing is lost or locked."""
 
 from __future__ import annotations
 
@@ -9,37 +9,38 @@ from contextlib import suppress
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
-from types import FrameType, SimpleNamespace
+from types import FrameType
 from typing import Any
 from uuid import uuid4
 
 import pytest
+from dramatiq import Message, MessageProxy
 from dramatiq.brokers.stub import StubBroker
 from dramatiq.middleware import Shutdown
 
-from outbox import contexts, middleware
-from outbox.at_work import AtWork
-from outbox.confirmations import flushing
-from outbox.confirmations.buffer import Batch
-from outbox.confirmations.flushing import Confirmations
+import outbox
+from outbox.confirmations import Buffer, Confirmations, FlushPolicy, statements
+from outbox.confirmations.outcome import Outcome
 from outbox.contexts import current_context, current_event
-from outbox.crashes import crashes
-from outbox.events import ReceivedEvent
-from outbox.journal import Journal
-from outbox.middleware import OutboxMiddleware
+from outbox.events import DeliveryRef, ReceivedEvent
 from outbox.models import Delivery
-from outbox.outcomes import Outcome
-from outbox.runs import Run, current_run
-from tests.processes import wait_until
+from outbox.run import Run, current_run
+from outbox.worker import middleware
+from outbox.worker.inflight_log import InflightLog
+from outbox.worker.middleware import OutboxMiddleware
+from outbox.worker.poison import quarantine
+from outbox.worker.run_context import RunContext
+from tests.support.processes import wait_until
 
-PACKAGE = str(Path(contexts.__file__).parent)
+PACKAGE = str(Path(outbox.__file__).parent)
+AT_ONCE = FlushPolicy(flush_interval_s=0)
 
 
 def interrupted_everywhere(set_up: Callable[[], Callable[[], object]]) -> Iterator[int]:
-    """Carry out work again and again, interrupted at its first step, its second and so on, until it is not.
+    """Call a function again and again, interrupted at its first step, its second and so on, until it ends.
 
     Yields:
-        After each time, how many steps there were before the interrupt.
+        The number of steps before the interrupt, after each call.
     """
     for moment in count():
         work = set_up()
@@ -51,10 +52,9 @@ def interrupted_everywhere(set_up: Callable[[], Callable[[], object]]) -> Iterat
 
 
 class Interrupting:
-    """Raises at the nth moment at which this thread may be interrupted.
+    """Raises `Shutdown` at the nth moment at which CPython may raise asynchronous exceptions in this thread.
 
-    That is when a function begins or a built-in ends; CPython looks for asynchronous exceptions there, and at
-    the ends of loops.
+    These moments are the starts of functions and the ends of built-ins; CPython also checks at ends of loops.
     """
 
     def __init__(self, moment: int) -> None:
@@ -63,13 +63,13 @@ class Interrupting:
 
     def __enter__(self) -> Interrupting:
         self._before = sys.getprofile()
-        sys.setprofile(self._notice)
+        sys.setprofile(self._count)
         return self
 
     def __exit__(self, *_: object) -> None:
         sys.setprofile(self._before)
 
-    def _notice(self, frame: FrameType, event: str, _: Any) -> None:
+    def _count(self, frame: FrameType, event: str, _: Any) -> None:
         name = frame.f_code.co_filename
         inside = name.startswith(PACKAGE) or name == threading.__file__
         if inside and event in ("call", "c_return") and not self.reached:
@@ -81,188 +81,174 @@ class Interrupting:
 
 def a_run(delivery: int = 1) -> Run:
     event = ReceivedEvent(uuid4(), "shop.paid", headers={"context": {"tenant": "A"}})
-    return Run("default", "handler", "id", [delivery], [event])
+    return Run("default", "handler", "id", [DeliveryRef(delivery, str(event.id))], [event])
 
 
-def is_free(lock: Any) -> bool:
-    """Say whether another thread can take a lock."""
-    taken: list[bool] = []
-    thread = threading.Thread(target=lambda: taken.append(lock.acquire(timeout=5)) or lock.release())
+def ends_in_another_thread(work: Callable[[], object]) -> bool:
+    """Return whether a function ends soon in another thread: it does if the locks that it takes are free."""
+    thread = threading.Thread(target=work, daemon=True)
     thread.start()
-    thread.join()
-    return taken == [True]
+    thread.join(5)
+    return not thread.is_alive()
 
 
-@pytest.fixture
-def buffer(monkeypatch: pytest.MonkeyPatch) -> Confirmations:
-    """Return a buffer whose thread never starts."""
-    monkeypatch.setattr(Confirmations, "_start", lambda _: None)
-    return Confirmations()
+def quarantine_is_free() -> bool:
+    """Return whether another thread can enter the quarantine."""
+    entered: list[bool] = []
+
+    def enter() -> None:
+        entered.append(quarantine.enter())
+        quarantine.leave()
+
+    return ends_in_another_thread(enter) and entered == [True]
 
 
 @pytest.fixture
 def written(monkeypatch: pytest.MonkeyPatch) -> set[int]:
-    """Return what is written in place of the database, as soon as may be."""
+    """Return the ids of the written deliveries; nothing is written to the database."""
 
-    def write(_: str, piece: Batch) -> tuple[Batch, list[Outcome]]:
-        written.update(piece.outcomes)
-        return Batch(), []
+    def write(_: str, part: Buffer) -> tuple[Buffer, list[Outcome]]:
+        written.update(one.id for one in part.outcomes)
+        return Buffer(), []
 
     written: set[int] = set()
-    monkeypatch.setattr(flushing.writing, "attempt", write)
-    monkeypatch.setattr(flushing, "FLUSH_INTERVAL_S", 0.0)
-    monkeypatch.setattr(flushing, "_close_at_exit", lambda _: None)
+    monkeypatch.setattr(statements, "attempt", write)
     return written
 
 
-def test_the_buffer_can_be_used_after_any_interrupt(written: set[int]) -> None:
-    buffer = Confirmations()
+def test_outcomes_can_be_added_after_any_interrupt(written: set[int]) -> None:
+    confirmations = Confirmations(policy=AT_ONCE)
 
     def set_up() -> Callable[[], object]:
-        # So that the thread sleeps as the interrupt comes.
+        # The thread is idle when the interrupt comes.
         written.clear()
-        buffer.add(*Outcome.succeeded(a_run(0)))
-        wait_until(lambda: 0 in written and not buffer._in_hand, what="the thread to have written")
-        return lambda: buffer.add(*Outcome.succeeded(a_run(1)))
+        confirmations.add(*Outcome.succeeded(a_run(0)))
+        wait_until(lambda: 0 in written and confirmations.flush(), what="the first outcome to be written")
+        return lambda: confirmations.add(*Outcome.succeeded(a_run(1)))
 
     for number in interrupted_everywhere(set_up):
-        assert is_free(buffer._lock), number
-        # What it has kept is written with the next outcome at the latest, or when the worker ends.
-        buffer.add(*Outcome.succeeded(a_run(2)))
-        wait_until(lambda: 2 in written, what=f"the next one to be written, after moment {number}")
+        # An interrupted outcome is written with the next outcome, or when the worker ends.
+        add_another = lambda: confirmations.add(*Outcome.succeeded(a_run(2)))  # noqa: E731
+        assert ends_in_another_thread(add_another), number
+        wait_until(lambda: 2 in written, what=f"the next outcome to be written, after moment {number}")
     assert number > 20
-    buffer.close()
+    confirmations.close()
     assert written == {0, 1, 2}
 
 
-def test_an_outcome_that_belongs_nowhere_keeps_no_other_from_being_written(written: set[int]) -> None:
-    buffer = Confirmations()
-    for delivery in range(5):
-        buffer.add(*Outcome.succeeded(a_run(delivery)))
-        wait_until(lambda: delivery in written, what="an outcome to be written")  # noqa: B023
-        buffer.add(*Outcome.succeeded(replace(a_run(), database="absent")))
-    buffer.close()
-
-
-def test_an_interrupted_flush_keeps_or_writes_every_outcome(
-    buffer: Confirmations, written: set[int], monkeypatch: pytest.MonkeyPatch
+def test_an_outcome_of_an_unknown_database_does_not_keep_others_from_being_written(
+    written: set[int],
 ) -> None:
-    monkeypatch.setattr(flushing, "FLUSH_SIZE", 2)
+    confirmations = Confirmations(policy=AT_ONCE)
+    for delivery in range(5):
+        confirmations.add(*Outcome.succeeded(a_run(delivery)))
+        wait_until(lambda: delivery in written, what="an outcome to be written")  # noqa: B023
+        confirmations.add(*Outcome.succeeded(replace(a_run(), database="absent")))
+    confirmations.close()
+
+
+def test_an_interrupted_flush_keeps_or_writes_every_outcome(written: set[int]) -> None:
+    confirmations: list[Confirmations] = []
 
     def set_up() -> Callable[[], object]:
-        buffer._batches, buffer._waiting = {}, 0
+        confirmations[:] = [Confirmations(policy=FlushPolicy(flush_size=2), background=False)]
         written.clear()
         for delivery in range(5):
-            buffer.add(*Outcome.succeeded(a_run(delivery)))
-        return buffer.flush
+            confirmations[0].add(*Outcome.succeeded(a_run(delivery)))
+        return confirmations[0].flush
 
     for number in interrupted_everywhere(set_up):
-        assert is_free(buffer._lock), number
-        assert is_free(buffer._flushing), number
-        kept = buffer._batches.get("default", Batch()).outcomes
-        assert {*kept, *written} == set(range(5)), number
-        assert bool(buffer._waiting) >= bool(kept), number
-    assert not kept
+        # Private names, as they alone show whether a thread would flush the outcomes that are left.
+        flusher = confirmations[0].flusher("default")
+        left = {one.id for buffer in flusher._buffers.values() for one in buffer.outcomes}
+        assert {*left, *written} == set(range(5)), number
+        assert bool(flusher._backlog) >= bool(left), number
+        assert ends_in_another_thread(confirmations[0].flush), number
+        assert written == set(range(5)), number
+    assert not left
     assert number > 20
 
 
-def test_a_run_that_is_left_again_after_any_interrupt_leaves_nothing_behind(
+def test_a_run_context_that_is_left_after_any_interrupt_restores_everything(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    journal = Journal(tmp_path, "site")
-    monkeypatch.setattr(crashes, "_journal", journal)
-    free = len(journal._free)
-    at_work: list[AtWork] = []
+    inflight_log = InflightLog(tmp_path, "site")
+    monkeypatch.setattr(quarantine, "inflight_logs", {"default": inflight_log})
+    free = inflight_log.free_slots
+    run_context: list[RunContext] = []
 
     def set_up() -> Callable[[], object]:
         def work() -> None:
-            crashes.claim_solitude()
-            at_work[:] = [AtWork(a_run(), alone=True)]
-            with at_work[0]:
+            quarantine.enter()
+            run_context[:] = [RunContext(a_run(), alone=True)]
+            with run_context[0]:
                 assert current_context() == {"tenant": "A"}
 
-        at_work.clear()
+        run_context.clear()
         return work
 
     for number in interrupted_everywhere(set_up):
-        for one in at_work:
+        for one in run_context:
             one.__exit__()
-        if not at_work:
-            # As the middleware does when there is no run to leave.
-            crashes.end_solitude()
+        if not run_context:
+            # The middleware does the same when there is no run context to leave.
+            quarantine.leave()
         assert (current_context(), current_event(), current_run.get()) == ({}, None, None), number
-        assert journal._memory.find(b"default") < 0 or not any(_noted(journal)), number
-        # One that was taken and not used at that moment is not missed.
-        free = min(free, len(journal._free) + 1)
-        assert is_free(crashes._alone), number
+        assert inflight_log.read() == [], number
+        # A slot may be lost that was taken at the moment of the interrupt.
+        assert inflight_log.free_slots >= free - 1, number
+        free = inflight_log.free_slots
+        assert quarantine_is_free(), number
     assert number > 20
-    journal.remove()
+    inflight_log.delete()
 
 
-def _noted(journal: Journal) -> Iterator[int]:
-    from outbox.journal import FILE_BYTES, SLOT_BYTES
-
-    for slot in range(0, FILE_BYTES, SLOT_BYTES):
-        yield int.from_bytes(journal._memory[slot : slot + 4], "little")
-
-
-def test_solitude_that_was_claimed_as_the_interrupt_came_is_given_up(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    from outbox import packs
-
-    def claim() -> bool:
-        crashes._alone.acquire()
-        raise Shutdown
-
-    monkeypatch.setattr(crashes, "claim_solitude", claim)
-    monkeypatch.setattr(packs.confirmations, "flush", lambda: True)
-    worker = packs._PackWorker.__new__(packs._PackWorker)
-    with pytest.raises(Shutdown):
-        worker._alone(a_run())
-    assert is_free(crashes._alone)
+def a_message(message_id: str) -> MessageProxy:
+    """Return a message as a worker passes it to its middleware."""
+    message = Message(queue_name="q", actor_name="a", args=(), kwargs={}, options={}, message_id=message_id)
+    return MessageProxy(message)
 
 
-def test_a_report_that_is_interrupted_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse_once(*outcomes: Outcome) -> None:
+def test_an_interrupted_report_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt_once(*outcomes: Outcome) -> None:
         if not reports:
             reports.append([])
             raise Shutdown
-        reports.append([one.status for one in outcomes])
+        reports.append([one.state for one in outcomes])
 
     reports: list[list[str]] = []
-    monkeypatch.setattr(middleware.confirmations, "add", refuse_once)
+    monkeypatch.setattr(middleware.confirmations, "add", interrupt_once)
     broker, run = StubBroker(middleware=[]), a_run()
-    message: Any = SimpleNamespace(failed=False, message_id=run.message_id)
+    message: Any = a_message(run.message_id)
     hooks = OutboxMiddleware()
-    middleware._at_work.set(AtWork(run))
+    middleware._run_context.set(RunContext(run))
     with pytest.raises(Shutdown):
         hooks.after_process_message(broker, message)
-    # As Dramatiq does with what comes out of its hooks.
+    # Dramatiq calls the hook again with the error of the hook.
     hooks.after_process_message(broker, message, exception=Shutdown())
     hooks.after_process_message(broker, message)
-    # What is left over, or runs around it, is no other message's.
-    middleware._at_work.set(AtWork(run))
+    # Another message's run context is ignored.
+    middleware._run_context.set(RunContext(run))
     message.message_id = "other"
     hooks.after_process_message(broker, message)
-    middleware._at_work.set(None)
-    assert reports == [[], [Delivery.Status.FAILED]]
+    middleware._run_context.set(None)
+    assert reports == [[], [Delivery.State.FAILED]]
 
 
-def test_what_runs_around_a_message_goes_on_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_outer_run_is_current_again_after_a_nested_message(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(middleware.confirmations, "add", lambda *_: None)
-    around, inner = AtWork(a_run()), replace(a_run(2), message_id="inner")
-    middleware._at_work.set(AtWork(inner, around=around))
-    message: Any = SimpleNamespace(failed=False, message_id="inner")
+    outer, inner = RunContext(a_run()), replace(a_run(2), message_id="inner")
+    middleware._run_context.set(RunContext(inner, outer=outer))
+    message: Any = a_message("inner")
     OutboxMiddleware().after_process_message(StubBroker(middleware=[]), message)
-    assert middleware._at_work.get() is around
-    middleware._at_work.set(None)
+    assert middleware._run_context.get() is outer
+    middleware._run_context.set(None)
 
 
-def test_outcomes_after_an_end_change_nothing() -> None:
-    """So that a report that was interrupted once it was made may be followed by another one."""
-    batch = Batch()
+def test_a_second_report_after_a_final_outcome_changes_nothing() -> None:
+    """A report that is interrupted at its end is repeated."""
+    buffer = Buffer()
     run = a_run()
     for outcome in (*Outcome.succeeded(run), *Outcome.failed(run, "interrupted")):
-        batch.keep(outcome)
-    assert [one.status for one in batch.outcomes.values()] == [Delivery.Status.SUCCEEDED]
+        buffer.add(outcome)
+    assert [one.state for one in buffer.outcomes.values()] == [Delivery.State.SUCCEEDED]

@@ -1,4 +1,4 @@
-"""What becomes of a claimed delivery."""
+"""The Dramatiq message of a claimed delivery."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from dramatiq.encoder import Encoder, JSONEncoder, PickleEncoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relay.ids import hashed_uuid, message_id_for
-from relay.messages import Outgoing
-from relay.splicing import Kind
-from tests.outgoing import make_claimed, make_template
+from relay.messages.message_ids import hashed_uuid, message_id_for
+from relay.messages.single import OutgoingMessage
+from relay.messages.template import Kind
+from tests.support.outgoing import make_claimed, make_template
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 NAMES = TEXT | st.sampled_from(
@@ -36,7 +36,7 @@ CALLS = st.fixed_dictionaries(
 
 
 class Actor:
-    """As much of an actor as a message needs, with names that Dramatiq itself would refuse."""
+    """A stand-in for an actor, which may have names that Dramatiq refuses."""
 
     def __init__(self, queue_name: str = "mail", **options: Any) -> None:
         self.queue_name = queue_name
@@ -45,20 +45,22 @@ class Actor:
 
 def make(
     kind: Kind = "event", actor: Actor | None = None, database: str = "default", **fields: Any
-) -> Outgoing:
+) -> OutgoingMessage:
     row = make_claimed(**fields)
-    return Outgoing(row, make_template(actor or Actor(), kind=kind, handler=row.handler, database=database))
+    return OutgoingMessage(
+        row, make_template(actor or Actor(), kind=kind, handler=row.handler, database=database)
+    )
 
 
 @st.composite
 def json_texts(draw: st.DrawFn, values: st.SearchStrategy[Any]) -> str:
-    """JSON as databases write it: PostgreSQL with spaces and without escapes, others otherwise."""
+    """Return JSON as databases write it: PostgreSQL uses spaces and no escapes."""
     separators = draw(st.sampled_from([(", ", ": "), (",", ":")]))
     return json.dumps(draw(values), ensure_ascii=draw(st.booleans()), separators=separators)
 
 
 @st.composite
-def outgoing(draw: st.DrawFn, *kinds: Kind) -> Outgoing:
+def outgoing(draw: st.DrawFn, *kinds: Kind) -> OutgoingMessage:
     kind: Kind = draw(st.sampled_from(kinds))
     return make(
         kind,
@@ -77,7 +79,7 @@ def outgoing(draw: st.DrawFn, *kinds: Kind) -> Outgoing:
 
 @settings(deadline=None, max_examples=300)
 @given(outgoing("event", "actor"))
-def test_the_spliced_body_decodes_to_the_message_of_the_general_path(one: Outgoing) -> None:
+def test_a_body_built_as_text_decodes_to_the_message(one: OutgoingMessage) -> None:
     assert Message.decode(one.body()) == one.message()
     assert Message.decode(one.body(redis_message_id="an id")) == one.message().copy(
         options={"redis_message_id": "an id"}
@@ -86,12 +88,12 @@ def test_the_spliced_body_decodes_to_the_message_of_the_general_path(one: Outgoi
 
 @settings(deadline=None, max_examples=30)
 @given(outgoing("event"))
-def test_the_spliced_body_of_compact_json_is_what_dramatiq_writes(one: Outgoing) -> None:
+def test_a_body_built_of_compact_json_is_equal_to_the_body_of_dramatiq(one: OutgoingMessage) -> None:
     compact = {
         field: json.dumps(json.loads(getattr(one.claimed, field)), separators=(",", ":"))
         for field in ("payload", "headers")
     }
-    same = Outgoing(one.claimed._replace(**compact), one.template)
+    same = OutgoingMessage(one.claimed._replace(**compact), one.template)
     assert same.body(redis_message_id="x") == same.message().copy(options={"redis_message_id": "x"}).encode()
 
 
@@ -105,7 +107,7 @@ def test_a_hash_becomes_the_text_of_a_uuid4(name: bytes) -> None:
     assert hashed_uuid(name, version=4) == str(uuid.UUID(bytes=sha1(name).digest()[:16], version=4))
 
 
-def test_an_event_travels_in_an_envelope() -> None:
+def test_the_argument_of_a_message_is_the_envelope_of_its_event() -> None:
     one = make(payload='{"order_id": 7}', headers="{}", key="order-7")
     message = Message.decode(one.body())
     assert message.queue_name == "mail"
@@ -124,11 +126,11 @@ def test_an_event_travels_in_an_envelope() -> None:
     )
 
 
-def test_a_redelivered_message_says_so() -> None:
-    assert Message.decode(make(redeliveries=2).body()).options["outbox"]["redelivered"] == 2
+def test_a_redelivered_message_carries_the_number_of_earlier_messages() -> None:
+    assert Message.decode(make(redeliveries=2).body()).options["outbox"]["earlier_messages"] == 2
 
 
-def test_the_message_of_an_actor_is_the_one_that_was_sent() -> None:
+def test_the_message_of_an_actor_has_the_arguments_and_options_of_the_call() -> None:
     one = make("actor", payload='{"args": [1, "b"], "kwargs": {"c": 3}, "options": {"max_retries": 4}}')
     message = Message.decode(one.body())
     assert (message.args, message.kwargs) == ((1, "b"), {"c": 3})
@@ -164,7 +166,7 @@ def test_a_malformed_call_is_refused(payload: str) -> None:
         one.message()
 
 
-def test_a_priority_comes_from_the_actor_or_from_the_call() -> None:
+def test_a_priority_comes_from_the_actor_or_the_call() -> None:
     assert make().priority is None
     assert make(actor=Actor(broker_priority=3)).priority == 3
     call = '{"args": [], "kwargs": {}, "options": {"broker_priority": 9}}'
@@ -172,18 +174,18 @@ def test_a_priority_comes_from_the_actor_or_from_the_call() -> None:
     assert Message.decode(make(actor=Actor(broker_priority=3)).body()).options["broker_priority"] == 3
 
 
-def test_a_priority_that_cannot_be_encoded_stands_in_the_way_of_its_own_message_only() -> None:
+def test_a_priority_that_cannot_be_encoded_fails_only_with_the_body() -> None:
     one = make(actor=Actor(broker_priority=object()))
     with pytest.raises(TypeError):
         one.body()
 
 
-def test_a_priority_that_is_no_integer_is_for_dramatiq_to_encode() -> None:
+def test_dramatiq_encodes_a_priority_that_is_no_integer() -> None:
     assert Message.decode(make(actor=Actor(broker_priority=2.5)).body()).options["broker_priority"] == 2.5
 
 
 class Shouting(JSONEncoder):
-    """An encoder that only looks like the usual one."""
+    """A subclass of the default encoder."""
 
     def encode(self, data: dict[str, Any]) -> bytes:
         return super().encode(data).upper()
@@ -207,7 +209,7 @@ def test_a_patched_message_encodes_itself(monkeypatch: pytest.MonkeyPatch) -> No
     assert make().body() == b"patched"
 
 
-def test_a_message_goes_to_the_queue_on_which_its_actor_listens_now() -> None:
+def test_a_message_goes_to_the_present_queue_of_its_actor() -> None:
     broker = StubBroker()
     actor = dramatiq.actor(lambda event: None, broker=broker, actor_name="a", queue_name="new")
-    assert Outgoing(make_claimed(queue="old"), make_template(actor)).message().queue_name == "new"
+    assert OutgoingMessage(make_claimed(queue="old"), make_template(actor)).message().queue_name == "new"

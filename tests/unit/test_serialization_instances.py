@@ -1,4 +1,4 @@
-"""Model instances as arguments: by reference or as a snapshot."""
+"""Model instances as arguments: as references or as snapshots."""
 
 from __future__ import annotations
 
@@ -52,17 +52,17 @@ class LoudOrder(Order):
 
 
 def sent(*, snapshot: bool = False, **arguments: Any) -> dict[str, Any]:
-    """Return what is in the table."""
+    """Return the encoded arguments as the table stores them."""
     text = dump_json(encode_arguments(arguments, signal="test", snapshot=snapshot))
     data: dict[str, Any] = json.loads(text)
     return data
 
 
-def travel(value: Any, *, snapshot: bool = False) -> Any:
+def round_trip(value: Any, *, snapshot: bool = False) -> Any:
     return decode_arguments(sent(value=value, snapshot=snapshot))["value"]
 
 
-def test_a_saved_instance_travels_by_reference() -> None:
+def test_a_saved_instance_is_encoded_as_a_reference() -> None:
     order = Order.objects.create()
     assert sent(order=order)["order"] == {
         "$": "model",
@@ -71,8 +71,8 @@ def test_a_saved_instance_travels_by_reference() -> None:
         "database": "default",
     }
     Order.objects.update(status="paid")
-    assert travel(order) == order
-    assert travel(order).status == "paid"
+    assert round_trip(order) == order
+    assert round_trip(order).status == "paid"
 
 
 @pytest.mark.parametrize(
@@ -87,24 +87,24 @@ def test_a_saved_instance_travels_by_reference() -> None:
     ],
     ids=["uuid", "composite", "child", "parent", "proxy", "lazy"],
 )
-def test_every_kind_of_instance_comes_back(make: Any) -> None:
+def test_every_kind_of_instance_is_decoded(make: Any) -> None:
     instance = make()
-    found = travel(instance)
+    found = round_trip(instance)
     assert type(found) is instance.__class__
     assert found == instance
 
 
-def test_a_primary_key_given_as_text_is_the_one_that_the_column_holds() -> None:
+def test_a_primary_key_given_as_text_is_encoded_with_the_type_of_its_column() -> None:
     order = Order.objects.create()
-    assert travel(Order(pk=str(order.pk)), snapshot=True).pk == str(order.pk)
+    assert round_trip(Order(pk=str(order.pk)), snapshot=True).pk == str(order.pk)
     order.pk = str(order.pk)
-    assert travel(order).pk == int(order.pk)
+    assert round_trip(order).pk == int(order.pk)
 
 
-def test_instances_within_containers_and_model_classes_come_back() -> None:
+def test_instances_within_containers_and_model_classes_are_decoded() -> None:
     order, customer = Order.objects.create(), Customer.objects.create(name="c")
     value = {"all": [order, (customer,)], "set": {order}, "class": LoudOrder}
-    assert travel(value) == value
+    assert round_trip(value) == value
 
 
 def test_many_items_are_fetched_with_one_query_for_each_model() -> None:
@@ -121,7 +121,7 @@ def test_more_instances_than_a_statement_has_parameters_are_fetched() -> None:
     assert [item["o"] for item in decode_many([sent(o=order) for order in orders])] == orders  # type: ignore[index]
 
 
-def test_a_missing_instance_is_an_error_of_its_item_alone() -> None:
+def test_a_missing_instance_is_an_error_of_its_item_only() -> None:
     gone, here = Order.objects.create(), Order.objects.create()
     items = [sent(order=gone), sent(order=here)]
     pk = gone.pk
@@ -135,7 +135,7 @@ def test_a_missing_instance_is_an_error_of_its_item_alone() -> None:
     assert decode_arguments(items[0], missing="pass") == {"order": None}
 
 
-def test_a_snapshot_brings_the_fields_back_without_a_query() -> None:
+def test_the_fields_of_a_snapshot_are_decoded_without_a_query() -> None:
     order = Order.objects.create(customer=Customer.objects.create(name="c"), total=Decimal("1.50"))
     data = sent(order=order, snapshot=True)
     order.delete()
@@ -150,32 +150,32 @@ def test_a_snapshot_brings_the_fields_back_without_a_query() -> None:
     assert len(queries) == 0
 
 
-def test_an_unsaved_and_a_deleted_instance_travel_as_snapshots() -> None:
-    found = travel(Order(status="draft"))
+def test_unsaved_and_deleted_instances_are_encoded_as_snapshots() -> None:
+    found = round_trip(Order(status="draft"))
     assert (found.pk, found.status, found._state.adding, found._state.db) == (None, "draft", True, None)
     order = Order.objects.create(status="paid")
     order.delete()
-    assert travel(order).status == "paid"
+    assert round_trip(order).status == "paid"
 
 
 def test_a_snapshot_of_a_child_has_the_fields_of_its_parents() -> None:
     product = Product.objects.create(name="x", price=2)
-    found = travel(product, snapshot=True)
+    found = round_trip(product, snapshot=True)
     assert (found.name, found.price, found.productbase_ptr_id) == ("x", 2, product.pk)
 
 
 def test_deferred_fields_of_a_snapshot_stay_deferred() -> None:
     Order.objects.create(note="long")
     with CaptureQueriesContext(connection) as queries:
-        found = travel(Order.objects.defer("note").get(), snapshot=True)
+        found = round_trip(Order.objects.defer("note").get(), snapshot=True)
     assert len(queries) == 1
     assert found.get_deferred_fields() == {"note"}
 
 
-def test_fields_of_any_type_come_back_in_a_snapshot() -> None:
+def test_a_snapshot_keeps_fields_of_any_type() -> None:
     document = Document.objects.create(file="a.txt", raw=b"\0\xff", meta={"$": [1, {"a": None}]})
     document.refresh_from_db()
-    found = travel(document, snapshot=True)
+    found = round_trip(document, snapshot=True)
     assert (found.id, found.file.name, bytes(found.raw), found.meta) == (
         document.id,
         "a.txt",

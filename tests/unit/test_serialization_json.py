@@ -1,4 +1,4 @@
-"""Strict JSON: refused with the path, or read back as written."""
+"""Strict JSON: a value is stored without loss, or refused with its path."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def nested(levels: int) -> Any:
 
 
 @given(JSON)
-def test_json_comes_back_as_it_went(value: Any) -> None:
+def test_json_is_stored_without_loss(value: Any) -> None:
     assert json.loads(dump_json(value)) == value
 
 
@@ -71,18 +71,20 @@ CIRCULAR["self"] = [CIRCULAR]
         (object(), "payload", "object is not JSON"),
     ],
 )
-def test_what_json_cannot_carry_is_refused_with_its_path(value: Any, path: str, reason: str) -> None:
+def test_a_value_that_json_cannot_represent_is_refused_with_its_path(
+    value: Any, path: str, reason: str
+) -> None:
     with pytest.raises(InvalidPayload, match=reason) as caught:
         dump_json(value)
     assert caught.value.path == path
 
 
-def test_headers_are_named_by_their_own_path() -> None:
+def test_the_path_of_a_header_begins_with_headers() -> None:
     with pytest.raises(InvalidPayload, match=r"^headers\['a'\]"):
         dump_json({"a": {1, 2}}, path="headers")
 
 
-def test_depth_has_one_limit_whatever_the_interpreter() -> None:
+def test_the_limit_of_depth_does_not_depend_on_the_interpreter() -> None:
     assert dump_json(nested(MAX_DEPTH))
     for levels in (MAX_DEPTH + 1, 100_000):
         with pytest.raises(InvalidPayload, match="levels deep"):

@@ -1,4 +1,4 @@
-"""The typed round trip of values, through JSON text."""
+"""The round trip of typed values through JSON text."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ class Basket:
         pass
 
 
-def travel(value: Any) -> Any:
-    """Return what a worker gets."""
+def round_trip(value: Any) -> Any:
+    """Return the value that a worker gets."""
     encoded = encode_arguments({"value": value}, signal="test")
     return decode_arguments(json.loads(dump_json(encoded)))["value"]
 
@@ -116,20 +116,20 @@ VALUES = st.recursive(
 
 
 @given(VALUES)
-def test_values_come_back_as_they_went(value: Any) -> None:
-    assert same(travel(value), value)
+def test_values_are_decoded_without_loss(value: Any) -> None:
+    assert same(round_trip(value), value)
 
 
 @given(st.sets(st.integers() | TEXT | st.uuids()))
-def test_sets_come_back_as_they_went(value: set[Any]) -> None:
-    assert travel(value) == value
-    assert travel(frozenset(value)) == frozenset(value)
-    assert type(travel(value)) is set
+def test_sets_are_decoded_without_loss(value: set[Any]) -> None:
+    assert round_trip(value) == value
+    assert round_trip(frozenset(value)) == frozenset(value)
+    assert type(round_trip(value)) is set
 
 
 @given(st.datetimes(timezones=st.timezones()))
 def test_the_instant_and_the_zone_of_a_datetime_survive(value: datetime) -> None:
-    found = travel(value)
+    found = round_trip(value)
     assert (found.utcoffset(), found.tzinfo.key, found.fold) == (
         value.utcoffset(),
         value.tzinfo.key,
@@ -144,7 +144,7 @@ def test_a_zone_whose_rules_changed_keeps_the_instant() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "arrives"),
+    ("value", "decoded"),
     [
         (gettext_lazy("Order"), "Order"),
         (mark_safe("<b>"), "<b>"),
@@ -161,15 +161,15 @@ def test_a_zone_whose_rules_changed_keeps_the_instant() -> None:
         ({Status.PAID: 1, (1, 2): 2, None: 3, 4: 4}, None),
     ],
 )
-def test_particular_values(value: Any, arrives: Any) -> None:
-    assert same(travel(value), value if arrives is None else arrives)
+def test_special_values_are_decoded(value: Any, decoded: Any) -> None:
+    assert same(round_trip(value), value if decoded is None else decoded)
 
 
 def test_numbers_survive_a_database_that_stores_them_as_numeric() -> None:
-    # jsonb writes 1e+16 as an integer and drops the sign of zero; as text they are safe.
+    # jsonb stores 1e+16 as an integer and drops the sign of zero, so both are encoded as text.
     for number in (1e16, 1.5e300, -0.0, 5e-324):
         assert isinstance(encode_arguments({"n": number}, signal="test")["n"]["v"], str)
-        assert math.copysign(1, travel(number)) == math.copysign(1, number)
+        assert math.copysign(1, round_trip(number)) == math.copysign(1, number)
     assert encode_arguments({"n": 1.5}, signal="test") == {"n": 1.5}
 
 
@@ -191,8 +191,8 @@ def local_enum() -> Any:
 @pytest.mark.parametrize(
     ("value", "reason"),
     [
-        (object(), "object cannot travel .* convert it"),
-        (lambda: 1, "function cannot travel"),
+        (object(), "object cannot be sent .* convert it"),
+        (lambda: 1, "function cannot be sent"),
         ((each for each in ()), r"generator .* list\(value\)"),
         (range(3), r"range .* list\(value\)"),
         (bytearray(b"x"), r"bytes\(value\)"),
@@ -207,7 +207,7 @@ def local_enum() -> Any:
         ("\udc00", "surrogate"),
     ],
 )
-def test_anything_else_is_refused_naming_signal_argument_type_and_remedy(value: Any, reason: str) -> None:
+def test_any_other_value_is_refused_with_signal_argument_type_and_remedy(value: Any, reason: str) -> None:
     with pytest.raises(UnserializableArgument, match=reason) as caught:
         encode_arguments({"extra": {"list": [value]}}, signal="shop.order_paid")
     assert caught.value.path == "extra['list'][0]"
@@ -229,7 +229,7 @@ def test_the_deepest_value_that_is_encoded_is_also_dumped() -> None:
     deepest: Any = 1
     for _ in range(50):
         deepest = {None: deepest}
-    assert same(travel(deepest), deepest)
+    assert same(round_trip(deepest), deepest)
 
 
 @pytest.mark.parametrize(
@@ -255,7 +255,7 @@ def test_the_deepest_value_that_is_encoded_is_also_dumped() -> None:
         {"$": []},
     ],
 )
-def test_data_that_cannot_be_decoded_here_is_an_error_of_that_item_alone(data: Any) -> None:
+def test_undecodable_data_is_an_error_of_its_item_only(data: Any) -> None:
     good = {"value": 1}
     found = decode_many([good, {"value": data}, good])
     assert found[0] == found[2] == good
@@ -270,7 +270,7 @@ def test_a_dataclass_that_gained_a_default_and_lost_a_field_still_decodes() -> N
 
 def test_uuid_and_time_keep_their_types() -> None:
     number = uuid4()
-    assert travel(number) == number
-    assert type(travel(UUID(int=1))) is UUID
-    assert travel(time(1, 2, tzinfo=ZoneInfo("Europe/Berlin"))).tzinfo == ZoneInfo("Europe/Berlin")
-    assert travel(date(2026, 1, 1)) == date(2026, 1, 1)
+    assert round_trip(number) == number
+    assert type(round_trip(UUID(int=1))) is UUID
+    assert round_trip(time(1, 2, tzinfo=ZoneInfo("Europe/Berlin"))).tzinfo == ZoneInfo("Europe/Berlin")
+    assert round_trip(date(2026, 1, 1)) == date(2026, 1, 1)

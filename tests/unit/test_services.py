@@ -14,7 +14,9 @@ import pytest
 
 from example import services
 from tests.conftest import ROOT
-from tests.processes import Process, wait_until
+from tests.support.processes import Process, wait_until
+
+pytestmark = pytest.mark.server
 
 FORSAKEN = """
 import os, signal, sys

@@ -22,7 +22,7 @@ def test_dotted_names_are_topics(topic: str) -> None:
     "topic",
     ["", ".", "a.", ".a", "a..b", "a b", "a.*", "*", "-a", "a.-b", "é", "a\n", "a.b\0", 7, None, b"a"],
 )
-def test_anything_else_is_refused_by_its_value(topic: object) -> None:
+def test_any_other_topic_is_refused_with_its_value(topic: object) -> None:
     with pytest.raises(InvalidTopic) as refused:
         check_topic(topic)
     assert repr(topic) in str(refused.value)
@@ -35,7 +35,7 @@ def test_a_topic_fits_its_column() -> None:
 
 
 @pytest.mark.parametrize("pattern", ["", "a.", "a*", "a.*b", "**", "a.**", " *", "a.*.", 7])
-def test_a_star_stands_for_whole_segments_only(pattern: object) -> None:
+def test_a_star_matches_whole_segments_only(pattern: object) -> None:
     with pytest.raises(InvalidTopic, match="pattern"):
         check_pattern(pattern)
 
@@ -51,7 +51,7 @@ def test_a_star_stands_for_whole_segments_only(pattern: object) -> None:
         ("*.*", ["a.b", "a.b.c"], ["a"]),
     ],
 )
-def test_a_final_star_is_one_or_more_segments_and_any_other_is_one(
+def test_a_final_star_matches_one_or_more_segments_and_any_other_star_one(
     pattern: str, matching: list[str], other: list[str]
 ) -> None:
     check_pattern(pattern)
@@ -67,7 +67,7 @@ def test_every_topic_matches_itself_and_the_star(topic: str) -> None:
 
 
 @given(TOPICS, SEGMENTS)
-def test_a_prefix_pattern_matches_what_lies_below_it_and_not_itself(topic: str, below: str) -> None:
+def test_a_prefix_pattern_matches_only_topics_below_the_prefix(topic: str, below: str) -> None:
     pattern = compile_pattern(f"{topic}.*")
     assert pattern.fullmatch(f"{topic}.{below}")
     assert not pattern.fullmatch(topic)

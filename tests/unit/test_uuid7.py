@@ -1,4 +1,4 @@
-"""Ids that sort by time."""
+"""UUIDs version 7, which sort by time."""
 
 from __future__ import annotations
 
@@ -10,38 +10,43 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from outbox import uuid7 as module
 from outbox.uuid7 import uuid7, uuid7_floor
 
 
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Return a list whose only item is the time in nanoseconds."""
-    now = [1_700_000_000_123_456_789]
-    monkeypatch.setattr(module.time, "time_ns", lambda: now[0])
-    monkeypatch.setattr(module, "_last", 0)
-    return now
+class Clock:
+    """A clock that stands still, in nanoseconds; `PAST` is too far back to continue ids of the present."""
+
+    PAST = 1_700_000_000_123_456_789
+
+    def __init__(self) -> None:
+        self.now = self.PAST
+
+    def __call__(self) -> int:
+        return self.now
 
 
-def test_the_fields_are_those_of_rfc_9562(clock: list[int]) -> None:
-    found = uuid7()
+def test_the_fields_are_those_of_rfc_9562() -> None:
+    uuid7()
+    found = uuid7(clock=Clock())
     assert (found.version, found.variant) == (7, uuid.RFC_4122)
     assert found.int >> 80 == 1_700_000_000_123
     assert found.int >> 64 & 0xFFF == 456_789 * 4096 // 1_000_000
 
 
-def test_ids_ascend_while_the_clock_stands_still_or_goes_back(clock: list[int]) -> None:
-    found = [uuid7() for _ in range(3)]
-    clock[0] -= 5_000_000_000
-    found.append(uuid7())
+def test_ids_ascend_while_the_clock_stands_still_or_goes_back() -> None:
+    clock = Clock()
+    found = [uuid7(clock=clock) for _ in range(3)]
+    clock.now -= 5_000_000_000
+    found.append(uuid7(clock=clock))
     assert found == sorted(found)
     assert len(set(found)) == 4
 
 
-def test_a_clock_set_back_far_is_followed(clock: list[int]) -> None:
-    uuid7()
-    clock[0] -= 3_600_000_000_000
-    assert uuid7().int >> 80 == 1_700_000_000_123 - 3_600_000
+def test_ids_follow_a_clock_that_is_set_back_far() -> None:
+    clock = Clock()
+    uuid7(clock=clock)
+    clock.now -= 3_600_000_000_000
+    assert uuid7(clock=clock).int >> 80 == 1_700_000_000_123 - 3_600_000
 
 
 def test_ids_of_one_thread_ascend_in_order() -> None:
@@ -61,19 +66,20 @@ def test_threads_make_no_duplicates() -> None:
     assert len(set(found)) == 20_000
 
 
-def test_a_forked_child_makes_other_ids(clock: list[int]) -> None:
+def test_a_forked_child_makes_other_ids() -> None:
+    clock = Clock()
     reader, writer = os.pipe()
     child = os.fork()
     if not child:
-        os.write(writer, uuid7().bytes)
+        os.write(writer, uuid7(clock=clock).bytes)
         os._exit(0)
     os.waitpid(child, 0)
-    assert uuid.UUID(bytes=os.read(reader, 16)) != uuid7()
+    assert uuid.UUID(bytes=os.read(reader, 16)) != uuid7(clock=clock)
     os.close(reader)
     os.close(writer)
 
 
-def test_the_floor_parts_earlier_ids_from_later_ones() -> None:
+def test_the_floor_separates_earlier_ids_from_later_ids() -> None:
     earlier = uuid7()
     time.sleep(0.000_01)
     moment = datetime.now(UTC)

@@ -1,6 +1,6 @@
-"""One handler of each kind, and the sends that reach them all: what is recorded, and run again later.
+"""One handler of each kind, and publishes for all of them: recorded, and run again by later releases.
 
-The names, topics and payloads stand in the recordings, so a change here takes new ones.
+The recordings contain the names, topics and payloads, so a change here needs new recordings.
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ from django.db import transaction
 from django.dispatch import Signal
 
 import outbox
-from outbox.collectors import unsubscribe
 from outbox.registry import registry
+from outbox.signals.recorder import unsubscribe
 from tests.testapp.models import Effect, Order
 
 QUEUE = "upgrades"
 PAST = datetime(2026, 1, 1, tzinfo=UTC)
 
-# Dispatched in one message.
+# The events of one message.
 BATCH_SIZE = 2
 
 upgraded = Signal()
 
 
 class Colour(enum.Enum):
-    """A class that typed JSON names."""
+    """A class whose path is stored in typed JSON."""
 
     RED = "red"
 
 
 @contextmanager
 def declared() -> Iterator[None]:
-    """Register the handlers, for as long as other tests do not run."""
+    """Register the handlers while the block runs."""
     before = set(registry.handlers)
     _declare()
     try:
@@ -51,8 +51,8 @@ def declared() -> Iterator[None]:
 
 
 def publish_all() -> None:
-    """Publish in every way that writes rows of another shape, each in a transaction of its own."""
-    for publish in (_events, _calls, _sends, _batch, _lane):
+    """Publish in each way that writes another kind of row, each in its own transaction."""
+    for publish in (_events, _calls, _sends, _batch, _ordered):
         with transaction.atomic():
             publish()
 
@@ -88,9 +88,9 @@ def _batch() -> None:
         outbox.publish("upgrade.batch", {"n": n})
 
 
-def _lane() -> None:
+def _ordered() -> None:
     for n in range(3):
-        outbox.publish("upgrade.lane", n, key="lane-1")
+        outbox.publish("upgrade.ordered", n, key="key-1")
 
 
 def _note(handler: str, key: str, **detail: Any) -> None:
@@ -107,15 +107,15 @@ def _declare() -> None:
 
     @outbox.handler("upgrade.failing", name="upgrade_failing", **options)
     def upgrade_failing(event: outbox.ReceivedEvent) -> None:
-        raise ValueError("as ever")
+        raise ValueError("fails in every run")
 
     @outbox.handler("upgrade.batch", name="upgrade_batch", batch_size=BATCH_SIZE, batch_wait=0.001, **options)
     def upgrade_batch(events: list[outbox.ReceivedEvent]) -> None:
         _note("upgrade_batch", "", payloads=[event.payload for event in events])
 
-    @outbox.handler("upgrade.lane", name="upgrade_lane", ordered=True, transactional=True, **options)
-    def upgrade_lane(event: outbox.ReceivedEvent) -> None:
-        _note("upgrade_lane", event.key, payload=event.payload)
+    @outbox.handler("upgrade.ordered", name="upgrade_ordered", ordered=True, transactional=True, **options)
+    def upgrade_ordered(event: outbox.ReceivedEvent) -> None:
+        _note("upgrade_ordered", event.key, payload=event.payload)
 
     @dramatiq.actor(
         actor_class=outbox.TransactionalActor, actor_name="upgrade_call", queue_name=QUEUE, max_retries=0

@@ -1,4 +1,4 @@
-"""Which parts of a message a worker reads."""
+"""Finds the members of a message that a worker reads."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any
 
 import dramatiq
 
-from outbox.runs import Run
+from outbox.run import Run
 
 Reads = dict[str, str]
 
 
-class _Noted(dict[str, Any]):
-    """A JSON object that notes which of its members somebody looks at."""
+class _Recorded(dict[str, Any]):
+    """A JSON object that records which of its members are read."""
 
     def __init__(self, content: Mapping[str, Any], path: str, reads: Reads) -> None:
-        super().__init__({key: _noted(value, f"{path}.{key}", reads) for key, value in content.items()})
+        super().__init__({key: _recorded(value, f"{path}.{key}", reads) for key, value in content.items()})
         self._path = path
         self._reads = reads
 
@@ -27,15 +27,15 @@ class _Noted(dict[str, Any]):
         return value
 
     def get(self, key: str, default: Any = None) -> Any:
-        return self[key] if key in self else default  # noqa: SIM401  # dict.get() would note nothing
+        return self[key] if key in self else default  # noqa: SIM401  # dict.get() would record nothing
 
 
 def reads_of(body: Mapping[str, Any]) -> Reads:
     """Return the members that this code reads of a message, by their paths, with their types."""
     reads: Reads = {name: type(body[name]).__name__ for name in ("actor_name", "message_id", "queue_name")}
     content = dict(body)
-    content["options"] = _noted(content["options"], "options", reads)
-    content["args"] = _noted(content["args"], "args", reads)
+    content["options"] = _recorded(content["options"], "options", reads)
+    content["args"] = _recorded(content["args"], "args", reads)
     run = Run.from_message(dramatiq.Message(**content))
     assert run is not None
     assert run.events
@@ -43,16 +43,16 @@ def reads_of(body: Mapping[str, Any]) -> Reads:
 
 
 def lacks(body: Mapping[str, Any], reads: Reads) -> list[str]:
-    """Return which of the members that somebody reads are not there, or of another type."""
+    """Return the recorded members that are missing or have another type."""
     found = dict(_members(body, ""))
     return [f"{path}: {kind}" for path, kind in reads.items() if kind not in found.get(path, ())]
 
 
-def _noted(value: Any, path: str, reads: Reads) -> Any:
+def _recorded(value: Any, path: str, reads: Reads) -> Any:
     if isinstance(value, dict):
-        return _Noted(value, path, reads)
-    # Of a list all elements are alike, and how many there are is the message's own affair.
-    return [_noted(one, f"{path}[]", reads) for one in value] if isinstance(value, list) else value
+        return _Recorded(value, path, reads)
+    # All elements of a list have one path, so their number does not matter.
+    return [_recorded(one, f"{path}[]", reads) for one in value] if isinstance(value, list) else value
 
 
 def _members(value: Any, path: str) -> list[tuple[str, tuple[str, ...]]]:
@@ -68,6 +68,6 @@ def _members(value: Any, path: str) -> list[tuple[str, tuple[str, ...]]]:
 
 
 def parse(body: bytes) -> dict[str, Any]:
-    """Return a message as any program may read it."""
+    """Return the content of an encoded message."""
     content: dict[str, Any] = json.loads(body)
     return content

@@ -1,19 +1,22 @@
-"""Record what this release writes and reads, for the next one to be tested with: `make record`."""
+"""Record the rows, messages and statements of this release, to test the next release: `make record`."""
 
 from __future__ import annotations
 
 import os
 import socket
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
+from unittest.mock import patch
 from uuid import uuid4
 
 from example import services
+from tests.conftest import ROOT
 
 
 def main() -> None:
-    """Run a database of our own through all that is recorded."""
+    """Record in a database of this process's own."""
     os.environ["OUTBOX_TEST_DATABASE_NAME"] = f"test_outbox_{uuid4().hex[:8]}"
     os.environ["DJANGO_SETTINGS_MODULE"] = "tests.settings"
     with services.postgres() as url:
@@ -32,28 +35,29 @@ def main() -> None:
 
 
 def record() -> None:
-    """Publish, relay and work, and write down what that took."""
+    """Publish, relay and work, and save the rows, messages, reads, outcomes and statements."""
     import dramatiq
 
-    from tests.helpers import flush, relay_all
-    from tests.upgrades import recordings
-    from tests.upgrades.handlers import declared, publish_all
-    from tests.upgrades.reading import reads_of
-    from tests.upgrades.running import messages_sent, outcomes, work_all
+    from tests.support.data_flow import flush, relay_all
+
+    from . import recordings
+    from .handlers import declared, publish_all
+    from .reading import reads_of
+    from .running import messages_sent, outcomes, work_all
 
     recordings.save("state", _state())
-    with declared(), _listening() as statements:
+    with declared(), _unprepared(), _listening() as statements:
         publish_all()
         recordings.save_sql("rows", [one for one, _raw in statements if "INTO outbox_event " in one])
         relay_all()
         messages = messages_sent()
-        _send_again(redeliveries=1)
+        _return_to_pending(redeliveries=1)
         relay_all()
-        messages["upgrade_event again"] = messages_sent()["upgrade_event"]
+        messages["upgrade_event redelivered"] = messages_sent()["upgrade_event"]
         recordings.save("messages", messages)
         recordings.save("reads", {name: reads_of(body) for name, body in messages.items()})
         dramatiq.get_broker().flush_all()
-        _send_again(redeliveries=0)
+        _return_to_pending(redeliveries=0)
         work_all()
         recordings.save("outcomes", outcomes())
         _operate()
@@ -67,25 +71,25 @@ def _state() -> dict[str, Any]:
     from django.db.migrations.recorder import MigrationRecorder
 
     from outbox.versions import NEWEST
-    from relay.claimed import Claimed
+    from relay.claimed_delivery import ClaimedDelivery
 
     applied = MigrationRecorder.Migration.objects.filter(app="outbox").values_list("name", flat=True)
     return {
         "release": version("django-dramatiq-outbox"),
         "migration": max(applied),
-        "claimed": list(Claimed._fields),
+        "claimed": list(ClaimedDelivery._fields),
         "newest_version": NEWEST,
     }
 
 
-def _send_again(*, redeliveries: int) -> None:
+def _return_to_pending(*, redeliveries: int) -> None:
     from outbox.models import Delivery
 
-    Delivery.objects.filter(status="dispatched").update(status="pending", redeliveries=redeliveries)
+    Delivery.objects.filter(state="dispatched").update(state="pending", redeliveries=redeliveries)
 
 
 def _operate() -> None:
-    """Do what operators and housekeeping do."""
+    """Run the statements of operators and of maintenance."""
     from django.core.management import call_command
 
     from outbox.models import Delivery, Event
@@ -102,9 +106,16 @@ def _operate() -> None:
     call_command("outbox_prune", stdout=null)
 
 
+def _unprepared() -> AbstractContextManager[Any]:
+    """Record whole claims, as no test could run the name of a prepared one."""
+    from relay.claim.prepared import PreparedStatements
+
+    return patch.object(PreparedStatements, "_run_prepared", return_value=False)
+
+
 @contextmanager
 def _listening() -> Iterator[list[tuple[str, str]]]:
-    """Collect each statement of every connection, with its parameters in place and without them."""
+    """Collect each statement of every connection, with its parameters and with its placeholders."""
     from django.db import connection, connections
     from django.db.backends.signals import connection_created
 
@@ -129,19 +140,26 @@ def _listening() -> Iterator[list[tuple[str, str]]]:
 
 
 def _save_statements(statements: list[tuple[str, str]]) -> None:
-    from tests.upgrades import recordings
+    from . import recordings
 
     by_form: dict[str, str] = {}
     for one, raw in statements:
         if "outbox_" in raw and raw.split()[0] in _KINDS:
-            # Of each form the shortest, since the long ones hold tracebacks with paths of this machine.
+            # The shortest statement of each form: long ones contain tracebacks.
             by_form[raw] = min(by_form.get(raw, one), one, key=len)
-    host = socket.gethostname()
-    recordings.save_sql("statements", sorted(one.replace(host, "host") for one in by_form.values()))
-    claims = [one for raw, one in by_form.items() if "SKIP LOCKED" in raw and "e.payload" in raw]
+    recordings.save_sql("statements", sorted(map(_without_machine, by_form.values())))
+    # Not the claim of a batch: a batch that is redelivered runs one by one, with other effects.
+    claims = [one for raw, one in by_form.items() if "SKIP LOCKED" in raw and "AND waits_for = '' AND" in raw]
     recordings.save_sql("claims", sorted(claims, key=len))
-    # With its placeholders: which deliveries there are to confirm is for the tests to say.
+    # With its placeholders, since the tests fill in their own deliveries.
     recordings.save_sql("confirm", [raw for raw in by_form if "SKIP LOCKED" in raw and "JOIN outcome" in raw])
+
+
+def _without_machine(text: str) -> str:
+    """Return a statement without the host's name, and without the paths in the tracebacks of retries."""
+    for path in (str(ROOT), sys.prefix, sys.base_prefix):
+        text = text.replace(path, "")
+    return text.replace(socket.gethostname(), "host")
 
 
 _KINDS = {"SELECT", "INSERT", "UPDATE", "DELETE", "WITH"}

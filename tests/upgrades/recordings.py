@@ -1,4 +1,4 @@
-"""What the previous release left in `previous/`, for the tests to read and for `record` to write."""
+"""The recordings of the previous release in `previous/`: read by the tests, written by `record`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _BETWEEN = "\n\n-- ----------------\n\n"
 
 
 def load(name: str) -> Any:
-    """Return what a JSON file of the previous release holds."""
+    """Return the content of a JSON file of the previous release."""
     return json.loads((FOLDER / f"{name}.json").read_text())
 
 
@@ -22,7 +22,7 @@ def save(name: str, content: Any) -> None:
 
 
 def load_sql(name: str) -> list[str]:
-    """Return the statements that a file of the previous release holds."""
+    """Return the statements in a file of the previous release."""
     return (FOLDER / f"{name}.sql").read_text().rstrip("\n").split(_BETWEEN)
 
 

@@ -1,4 +1,4 @@
-"""What both the recording and the tests do: look at the messages, run them, and look at the outcome."""
+"""Shared by the recording and the tests: read the messages, run them, and read the outcomes."""
 
 from __future__ import annotations
 
@@ -7,38 +7,39 @@ from typing import Any
 import dramatiq
 
 from outbox.models import Delivery
-from tests.helpers import flush, relay_all, worker
-from tests.processes import wait_until
+from tests.support.data_flow import flush, relay_all, worker
+from tests.support.processes import wait_until
 from tests.testapp.models import Effect
-from tests.upgrades.handlers import QUEUE
-from tests.upgrades.reading import parse
+
+from .handlers import QUEUE
+from .reading import parse
 
 
 def messages_sent() -> dict[str, Any]:
-    """Return the last message in the broker of each handler: of the calls the one with options of its own."""
+    """Return the last message of each handler in the broker; the last call is the one with options."""
     bodies = [parse(body) for body in dramatiq.get_broker().queues[QUEUE].queue]
     return {body["actor_name"]: body for body in bodies}
 
 
 def work_all() -> None:
-    """Relay and work until every delivery is finished; a lane takes several rounds."""
+    """Relay and work until every delivery is finished; an ordering key takes several rounds."""
 
     def done() -> bool:
         relay_all()
         flush()
-        return not Delivery.objects.filter(status__in=["pending", "dispatched"]).exists()
+        return not Delivery.objects.filter(state__in=["pending", "dispatched"]).exists()
 
     with worker():
         wait_until(done, 60, "all deliveries to finish")
 
 
 def outcomes() -> dict[str, Any]:
-    """Return how the deliveries ended, and what the handlers did, in an order that does not vary."""
-    deliveries = Delivery.objects.order_by("handler", "pk").values_list("handler", "status")
+    """Return the states of the deliveries and the effects of the handlers, in a fixed order."""
+    deliveries = Delivery.objects.order_by("handler", "pk").values_list("handler", "state")
     return {"deliveries": [list(one) for one in deliveries], "effects": effects()}
 
 
-def effects(**which: Any) -> list[Any]:
-    """Return what the handlers did."""
-    done = Effect.objects.filter(**which).values_list("handler", "key", "detail")
+def effects(**filters: Any) -> list[Any]:
+    """Return the effects of the handlers."""
+    done = Effect.objects.filter(**filters).values_list("handler", "key", "detail")
     return sorted(([*one] for one in done), key=repr)

@@ -1,4 +1,4 @@
-"""Processes of the previous release run beside those of this one, whichever was upgraded first."""
+"""Processes of the previous release and of this release work together, in any order of the upgrade."""
 
 from __future__ import annotations
 
@@ -13,22 +13,24 @@ import pytest
 from django.db import connection, transaction
 
 from outbox import versions
+from outbox.events import DeliveryRef
 from outbox.models import Delivery, Event
-from relay.messages import Outgoing
-from tests.helpers import flush, relay_all, worker
-from tests.processes import wait_until
-from tests.upgrades import recordings
-from tests.upgrades.handlers import QUEUE, declared, publish_all
-from tests.upgrades.reading import lacks
-from tests.upgrades.running import effects, messages_sent, work_all
-from tests.upgrades.test_previous_rows import publish_as_the_previous_release
+from relay.messages.single import OutgoingMessage
+from tests.support.data_flow import flush, relay_all, worker
+from tests.support.processes import wait_until
+
+from . import recordings
+from .handlers import QUEUE, declared, publish_all
+from .reading import lacks
+from .running import effects, messages_sent, work_all
+from .test_previous_rows import publish_as_the_previous_release
 
 pytestmark = [pytest.mark.postgres, pytest.mark.django_db(transaction=True)]
 
 
 @pytest.fixture(autouse=True)
 def handlers() -> Iterator[None]:
-    """Declare the handlers that were recorded."""
+    """Declare the recorded handlers."""
     with declared():
         dramatiq.get_broker().flush_all()
         yield
@@ -37,38 +39,50 @@ def handlers() -> Iterator[None]:
 
 
 def claim_as_the_previous_release() -> list[dict[str, Any]]:
-    """Claim what is due, with the statements of its relay; return the rows by its names for the columns."""
+    """Claim due deliveries with the statements of its relay; return the rows by its column names."""
     names = recordings.load("state")["claimed"]
     claimed = []
     with transaction.atomic(), connection.cursor() as cursor:
         for statement in recordings.load_sql("claims"):
             cursor.execute(statement)
-            # Behind the columns of a row come what says that it is held, and a count.
-            claimed += [dict(zip(names, row[:-2], strict=True)) for row in cursor.fetchall() if not row[-2]]
+            # The last column is true for a blocked delivery, and null for the summary.
+            claimed += [
+                dict(zip(names, row[:-1], strict=True)) for row in cursor.fetchall() if row[-1] is False
+            ]
     return claimed
 
 
 def enqueue_as_the_previous_release(message: dict[str, Any]) -> list[int]:
-    """Put a message of its relay into the queue, with the ids that its deliveries have here."""
+    """Enqueue a message of its relay, with the delivery ids of this database."""
     option = message["options"]["outbox"]
     events = message["args"][0] if "deliveries" in option else [option.get("event") or message["args"][0]]
     ids = [Delivery.objects.get(event=event["id"], handler=message["actor_name"]).pk for event in events]
-    Delivery.objects.filter(pk__in=ids).update(status="dispatched", held="")
+    Delivery.objects.filter(pk__in=ids).update(state="dispatched", waits_for="")
     option.update({"deliveries": ids} if "deliveries" in option else {"delivery": ids[0]})
     dramatiq.get_broker().enqueue(dramatiq.Message(**message))
     return ids
 
 
-def confirm_as_the_previous_release(deliveries: dict[int, str]) -> None:
+def confirm_as_the_previous_release(deliveries: dict[DeliveryRef, str]) -> None:
     """Report the outcomes of deliveries, with the statement of its workers."""
     (statement,) = recordings.load_sql("confirm")
     count = len(deliveries)
-    columns = [list(deliveries), list(deliveries.values()), [""] * count, [timedelta()] * count]
+    columns = [
+        [one.id for one in deliveries],
+        [one.event_id for one in deliveries],
+        list(deliveries.values()),
+        [""] * count,
+        [timedelta()] * count,
+        [""] * count,
+        [""] * count,
+        [""] * count,
+    ]
     with connection.cursor() as cursor:
-        cursor.execute(statement, [*columns, timedelta(hours=1)])
+        # The first two arrays are for successes, which need only the identity.
+        cursor.execute(statement, ["{}", "{}", *columns])
 
 
-# ---------------------------------------------------------------- older web and relay, newer worker
+# ---------------------------------------------------------------- older site and relay, newer worker
 
 
 @pytest.mark.parametrize("kind", sorted(recordings.load("messages")))
@@ -81,7 +95,7 @@ def test_a_message_of_the_previous_relay_is_run_by_a_worker_of_this_release(kind
 
     def ended() -> bool:
         flush()
-        return set(Delivery.objects.filter(pk__in=ids).values_list("status", flat=True)) == {expected}
+        return set(Delivery.objects.filter(pk__in=ids).values_list("state", flat=True)) == {expected}
 
     with worker():
         wait_until(ended, 20, f"{kind} to end as {expected}")
@@ -90,25 +104,25 @@ def test_a_message_of_the_previous_relay_is_run_by_a_worker_of_this_release(kind
     assert all(one in recorded for one in effects())
 
 
-# ---------------------------------------------------------------- newer web and relay, older worker
+# ---------------------------------------------------------------- newer site and relay, older worker
 
 
 @pytest.fixture(params=["message", "body"])
 def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Send messages in both forms that brokers are given: as objects, and as bytes made without them."""
+    """Send messages as objects, and as bytes that are built without objects."""
     if request.param == "message":
         return
-    plain = Outgoing.message
+    plain = OutgoingMessage.message
 
-    def from_bytes(self: Outgoing) -> dramatiq.Message[Any]:
-        with mock.patch.object(Outgoing, "message", plain):
+    def from_bytes(self: OutgoingMessage) -> dramatiq.Message[Any]:
+        with mock.patch.object(OutgoingMessage, "message", plain):
             return dramatiq.Message.decode(self.body())
 
-    monkeypatch.setattr(Outgoing, "message", from_bytes)
+    monkeypatch.setattr(OutgoingMessage, "message", from_bytes)
 
 
 @pytest.mark.usefixtures("form")
-def test_the_messages_of_this_relay_have_all_that_the_previous_worker_reads() -> None:
+def test_messages_of_this_relay_have_all_members_that_the_previous_worker_reads() -> None:
     publish_all()
     relay_all()
     sent, reads = messages_sent(), recordings.load("reads")
@@ -117,14 +131,14 @@ def test_the_messages_of_this_relay_have_all_that_the_previous_worker_reads() ->
 
 
 @pytest.mark.usefixtures("form")
-def test_a_message_that_is_sent_again_says_so_to_the_previous_worker() -> None:
+def test_a_redelivered_message_is_marked_for_the_previous_worker() -> None:
     publish_all()
     relay_all()
     dramatiq.get_broker().flush_all()
-    Delivery.objects.filter(status="dispatched").update(status="pending", redeliveries=1)
+    Delivery.objects.filter(state="dispatched").update(state="pending", redeliveries=1)
     relay_all()
-    again = messages_sent()["upgrade_event"]
-    assert lacks(again, recordings.load("reads")["upgrade_event again"]) == []
+    message = messages_sent()["upgrade_event"]
+    assert lacks(message, recordings.load("reads")["upgrade_event redelivered"]) == []
 
 
 @pytest.mark.usefixtures("form")
@@ -137,39 +151,39 @@ def test_the_previous_release_reads_the_version_that_this_one_writes() -> None:
     assert versions.OLDEST <= versions.WRITTEN <= newest
 
 
-def test_the_confirmations_of_the_previous_worker_end_deliveries_of_this_relay() -> None:
+def test_confirmations_of_the_previous_worker_finish_deliveries_of_this_relay() -> None:
     publish_all()
     relay_all()
-    sent = list(Delivery.objects.filter(status="dispatched").order_by("pk").values_list("pk", flat=True))
+    sent = [one.ref for one in Delivery.objects.filter(state="dispatched").order_by("pk")]
     assert sent
     failed = sent[-1]
-    confirm_as_the_previous_release({pk: "failed" if pk == failed else "succeeded" for pk in sent})
-    ended = dict(Delivery.objects.filter(pk__in=sent).values_list("pk", "status"))
-    assert ended == {pk: "failed" if pk == failed else "succeeded" for pk in sent}
+    confirm_as_the_previous_release({one: "failed" if one == failed else "succeeded" for one in sent})
+    ended = {one.ref: one.state for one in Delivery.objects.all()}
+    assert ended.items() >= {one: "failed" if one == failed else "succeeded" for one in sent}.items()
 
 
-# ---------------------------------------------------------------- newer web, older relay
+# ---------------------------------------------------------------- newer site, older relay
 
 
-def test_the_previous_relay_claims_what_this_release_has_published() -> None:
+def test_the_previous_relay_claims_deliveries_of_this_release() -> None:
     publish_all()
-    waiting = Delivery.objects.filter(held="").exclude(handler="upgrade_lane")
-    expected = set(waiting.values_list("pk", flat=True))
-    first_of_lane = Delivery.objects.filter(handler="upgrade_lane").order_by("pk").first()
+    due = Delivery.objects.filter(waits_for="").exclude(handler="upgrade_ordered")
+    expected = set(due.values_list("pk", flat=True))
+    first_of_key = Delivery.objects.filter(handler="upgrade_ordered").order_by("pk").first()
     claimed = {row["delivery_id"]: row for row in claim_as_the_previous_release()}
-    assert claimed.keys() == {*expected, first_of_lane.pk}
+    assert claimed.keys() == {*expected, first_of_key.pk}
     for delivery in Delivery.objects.filter(pk__in=claimed).select_related("event"):
         row, event = claimed[delivery.pk], delivery.event
-        assert (row["event_id"], row["handler"], row["queue"]) == (event.pk, delivery.handler, QUEUE)
+        assert (row["event_id"], row["handler"], row["queue"]) == (str(event.pk), delivery.handler, QUEUE)
         assert (row["topic"], row["key"], row["expired"]) == (event.topic, event.key, False)
         assert (json.loads(row["payload"]), json.loads(row["headers"])) == (event.payload, event.headers)
-        assert (delivery.status, delivery.attempts) == ("dispatched", row["attempts"])
+        assert (delivery.state, delivery.attempts) == ("dispatched", row["attempts"])
 
 
-def test_what_the_previous_relay_did_not_finish_is_relayed_by_this_one() -> None:
+def test_this_relay_dispatches_deliveries_that_the_previous_relay_did_not_finish() -> None:
     publish_all()
     claim_as_the_previous_release()
-    # It was killed, or its messages were lost: this relay's redelivery finds them by their time.
-    Delivery.objects.filter(status="dispatched").update(confirm_by=Event.objects.earliest("pk").created_at)
+    # The previous relay was killed, or its messages were lost. This relay redelivers overdue deliveries.
+    Delivery.objects.filter(state="dispatched").update(confirm_by=Event.objects.earliest("pk").created_at)
     work_all()
     assert effects() == recordings.load("outcomes")["effects"]

@@ -1,4 +1,4 @@
-"""Rows that the previous release published are delivered by this one, after the migrations between."""
+"""This release delivers rows of the previous release, after the migrations in between."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from django.db import ProgrammingError, connection
 from django.db.migrations.loader import MigrationLoader
 
 from outbox.models import Event
-from tests.helpers import flush, relay_all
-from tests.upgrades import recordings
-from tests.upgrades.handlers import declared
-from tests.upgrades.running import outcomes, work_all
+from tests.support.data_flow import flush, relay_all
+
+from . import recordings
+from .handlers import declared
+from .running import outcomes, work_all
 
 pytestmark = [pytest.mark.postgres, pytest.mark.django_db(transaction=True)]
 
 
 def states_since_the_previous_release() -> list[str]:
-    """Return the migration states in which rows of the previous release may be written: all but the last."""
+    """Return the migration states in which the previous release may write rows: all but the last."""
     names = sorted(name for app, name in MigrationLoader(None).disk_migrations if app == "outbox")
     recorded = names.index(recordings.load("state")["migration"])
     return names[recorded:-1] or names[-1:]
@@ -29,7 +30,7 @@ def states_since_the_previous_release() -> list[str]:
 
 @pytest.fixture(autouse=True)
 def upgraded() -> Iterator[None]:
-    """Leave the database as all migrations make it, whatever the test did."""
+    """Apply all migrations after the test."""
     with declared():
         dramatiq.get_broker().flush_all()
         yield
@@ -58,7 +59,7 @@ def test_rows_of_the_previous_release_are_delivered_after_the_migration(state: s
 def test_a_relay_that_is_upgraded_before_the_migration_loses_nothing(state: str) -> None:
     call_command("migrate", "outbox", state, verbosity=0)
     publish_as_the_previous_release()
-    # It may do without what the migration adds; if it cannot, it must not have begun anything.
+    # The relay may work without the additions of the migration. If it cannot, it must change nothing.
     with suppress(ProgrammingError):
         relay_all()
     call_command("migrate", "outbox", verbosity=0)
@@ -78,7 +79,7 @@ def test_every_statement_of_the_previous_release_fits_the_tables_of_this_one() -
     with connection.cursor() as cursor:
         for statement in recordings.load_sql("statements"):
             try:
-                # Parsed and planned, with all its tables, columns and types, but not executed.
+                # EXPLAIN checks tables, columns and types, and does not execute the statement.
                 cursor.execute(f"EXPLAIN {statement}")
             except Exception as problem:
                 refused.append((statement, str(problem)))

@@ -1,1 +1,1 @@
-"""How a project tests what it does with the outbox: with pytest, and in `test_pages.py` with unittest."""
+"""Tests of a project that uses the outbox: with pytest, and in `test_pages.py` with unittest."""

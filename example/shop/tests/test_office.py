@@ -18,19 +18,19 @@ from outbox.testing import captured_events, deliver
 
 @pytest.fixture
 def catalogue(mug: Product, kettle: Product) -> list[Product]:
-    """Return two products of which the audit knows."""
+    """Return two products whose audit entries were removed."""
     deliver()
     AuditEntry.objects.all().delete()
     return [mug, kettle]
 
 
 def audit() -> list[str]:
-    """Deliver what is due and return what the audit says."""
+    """Deliver due deliveries and return the texts of the audit."""
     deliver()
     return list(AuditEntry.objects.values_list("text", flat=True))
 
 
-def test_an_import_is_one_event_and_knows_where_it_came_from(db: None) -> None:
+def test_an_import_is_one_event_with_its_source(db: None) -> None:
     with captured_events() as events:
         call_command("stock_up", verbosity=0)
     events.assert_published("bulk_created.shop.product", times=1)
@@ -40,40 +40,40 @@ def test_an_import_is_one_event_and_knows_where_it_came_from(db: None) -> None:
     assert entry.source == "manage.py stock_up"
 
 
-def test_importing_again_says_nothing(db: None) -> None:
+def test_a_second_import_publishes_nothing(db: None) -> None:
     call_command("stock_up", verbosity=0)
     with captured_events() as events:
         call_command("stock_up", verbosity=0)
     assert events == []
 
 
-def test_new_prices_are_noted_once(catalogue: list[Product]) -> None:
+def test_new_prices_are_recorded_once(catalogue: list[Product]) -> None:
     change_prices(Decimal("1.10"))
     assert audit() == ["New prices: 2"]
     assert Product.objects.get(name="Mug").price == Decimal("10.45")
 
 
-def test_stock_that_moves_is_no_change_of_the_catalogue(catalogue: list[Product]) -> None:
+def test_a_change_of_stock_publishes_nothing(catalogue: list[Product]) -> None:
     with captured_events() as events:
         Product.objects.update(stock=5)
     assert events == []
 
 
-def test_a_new_name_is_noted_with_the_old_one(catalogue: list[Product]) -> None:
+def test_a_new_name_is_recorded_with_the_old_name(catalogue: list[Product]) -> None:
     mug, _ = catalogue
     mug.name = "Large mug"
     mug.save()
     assert audit() == ["The product Mug is now called Large mug"]
 
 
-def test_a_deleted_product_is_noted_as_it_was(catalogue: list[Product]) -> None:
+def test_a_deletion_is_recorded_with_name_and_price(catalogue: list[Product]) -> None:
     mug, _ = catalogue
     mug.delete()
     assert audit() == ["Deleted Mug, € 9.50"]
 
 
 @pytest.mark.django_db(transaction=True)
-def test_what_is_rolled_back_is_not_noted(catalogue: list[Product]) -> None:
+def test_a_rolled_back_change_is_not_recorded(catalogue: list[Product]) -> None:
     with transaction.atomic(), context(source="a slip"):
         change_prices(Decimal(2))
         transaction.set_rollback(True)

@@ -1,4 +1,4 @@
-"""Placing and moving orders: what is published, and what the handlers make of it."""
+"""Placing and moving orders: published events, and effects of the handlers."""
 
 from datetime import timedelta
 from decimal import Decimal
@@ -21,8 +21,9 @@ from example.shop.models import (
 )
 from example.shop.services import InvalidMove, move_order, place_and_roll_back, place_order
 from example.shop.signals import order_status_changed
+from example.shop.tasks import close_day
 from outbox import context
-from outbox.stats import get_stats
+from outbox.operations.stats import get_stats
 from outbox.testing import captured_events, deliver, fail_handler, flush_counts
 
 BATCH = timedelta(seconds=1)
@@ -31,7 +32,7 @@ BATCH = timedelta(seconds=1)
 # ---------------------------------------------------------------- events
 
 
-def test_placing_an_order_publishes_what_was_ordered(customer: Customer, mug: Product) -> None:
+def test_placing_an_order_publishes_its_total_and_lines(customer: Customer, mug: Product) -> None:
     with captured_events() as events:
         order = place_order(customer, {mug: 2})
     events.assert_published(
@@ -71,7 +72,9 @@ def test_a_move_that_is_refused_publishes_nothing(order: Order) -> None:
 # ---------------------------------------------------------------- effects
 
 
-def test_the_handlers_of_an_order(order: Order, mug: Product, deliver_outbox: Any) -> None:
+def test_the_handlers_of_an_order_write_their_effects(
+    order: Order, mug: Product, deliver_outbox: Any
+) -> None:
     deliver_outbox(ahead=BATCH)
     mug.refresh_from_db()
     assert mug.stock == 8
@@ -88,7 +91,7 @@ def test_a_cancelled_order_goes_back_to_stock(order: Order, mug: Product, delive
     assert sorted(StockMovement.objects.values_list("quantity", flat=True)) == [-2, 2]
 
 
-def test_history_is_written_when_the_status_changes_and_else_not(order: Order, deliver_outbox: Any) -> None:
+def test_history_is_written_only_if_the_status_changes(order: Order, deliver_outbox: Any) -> None:
     with captured_events() as events:
         order.save()
     events.assert_not_published("post_save.shop.order")
@@ -107,7 +110,7 @@ def test_only_production_mails_the_sales_department(
     assert Mail.objects.filter(subject=LARGE_SUBJECT).count() == mails
 
 
-def test_analytics_count_many_at_once(customer: Customer, mug: Product) -> None:
+def test_analytics_count_a_batch_of_events(customer: Customer, mug: Product) -> None:
     orders = [place_order(customer, {mug: 1}) for _ in range(3)]
     assert deliver(handlers=[count_in_analytics]).succeeded == 0, "the batch still waits to be full"
     deliver(handlers=[count_in_analytics], ahead=BATCH)
@@ -125,7 +128,7 @@ def test_a_mail_that_fails_twice_is_sent_once(order: Order) -> None:
     assert Mail.objects.get().subject == "Thank you for your payment"
 
 
-def test_analytics_that_never_answer_fail_each_event_of_the_batch(order: Order, settings: Any) -> None:
+def test_failing_analytics_fail_each_event_of_the_batch(order: Order, settings: Any) -> None:
     move_order(order.pk, OrderStatus.PAID)
     settings.SHOP_ANALYTICS_FAILURE_RATE = 1
     delivered = deliver(handlers=[count_in_analytics], ahead=BATCH, raise_errors=False)
@@ -136,7 +139,7 @@ def test_analytics_that_never_answer_fail_each_event_of_the_batch(order: Order, 
 # ---------------------------------------------------------------- ordinary receivers
 
 
-def test_spending_is_added_up_in_the_same_transaction(order: Order, customer: Customer) -> None:
+def test_spending_is_updated_in_the_same_transaction(order: Order, customer: Customer) -> None:
     move_order(order.pk, OrderStatus.PAID)
     customer.refresh_from_db()
     assert customer.spent == Decimal("19.00")
@@ -149,6 +152,13 @@ def test_ordinary_receivers_are_in_the_statistics(order: Order, capsys: pytest.C
     move_order(order.pk, OrderStatus.PAID)
     flush_counts()
     [spending] = get_stats("example.shop.receivers.add_up_spending")
-    assert spending.succeeded == 1
+    assert spending.succeeded_runs == 1
     call_command("outbox_stats")
     assert "example.shop.receivers.add_up_spending" in capsys.readouterr().out
+
+
+def test_a_task_adds_up_the_orders_of_the_day(order: Order, capsys: Any) -> None:
+    call_command("close_day")
+    deliver(handlers=["example.shop.tasks.close_day"], raise_errors=True)
+    result = close_day.get_result(capsys.readouterr().out.strip())
+    assert result.return_value == {"orders": 1, "total": "19.00"}

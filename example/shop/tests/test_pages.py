@@ -1,4 +1,4 @@
-# ruff: noqa: PT009, PT027  # unittest is what this file shows
+# ruff: noqa: PT009, PT027  # this file shows unittest
 """The pages, with Django's own test case."""
 
 from decimal import Decimal
@@ -14,7 +14,7 @@ from outbox.testing import InjectedFailure, OutboxTestCaseMixin
 
 @override_settings(SHOP_ANALYTICS_FAILURE_RATE=0)
 class PageTests(OutboxTestCaseMixin, TestCase):
-    """A clerk at work."""
+    """Requests of a logged-in user."""
 
     clerk: User
     mug: Product
@@ -22,7 +22,7 @@ class PageTests(OutboxTestCaseMixin, TestCase):
 
     @classmethod
     def setUpTestData(cls) -> None:
-        """Hire the clerk, and order something."""
+        """Create a user and an order."""
         cls.clerk = User.objects.create_superuser("clerk", password="only-for-tests")
         cls.mug = Product.objects.create(name="Mug", price=Decimal("9.50"), stock=10)
         cls.order = place_order(Customer.objects.create(name="Ada"), {cls.mug: 2})
@@ -33,11 +33,11 @@ class PageTests(OutboxTestCaseMixin, TestCase):
         self.client.force_login(self.clerk)
 
     def pay(self) -> None:
-        """Press the button."""
+        """Mark the order as paid."""
         address = reverse("shop:order-move", args=[self.order.pk])
         self.client.post(address, {"status": "paid"}, headers={"X-Request-ID": "req-7"})
 
-    def test_events_know_their_request_and_user(self) -> None:
+    def test_events_contain_their_request_and_user(self) -> None:
         self.pay()
         self.assertPublished(
             "shop.order_status_changed",
@@ -46,7 +46,7 @@ class PageTests(OutboxTestCaseMixin, TestCase):
             among=self.outbox_events,
         )
 
-    def test_the_page_of_an_order_shows_where_its_events_came_from(self) -> None:
+    def test_the_page_of_an_order_shows_the_origin_of_its_events(self) -> None:
         self.pay()
         page = self.client.get(self.order.get_absolute_url())
         self.assertContains(page, f"by user {self.clerk.pk}, request req-7")
@@ -57,7 +57,7 @@ class PageTests(OutboxTestCaseMixin, TestCase):
         placed = Order.objects.latest("pk")
         self.assertPublished("shop.order_placed", key=placed.key, times=1, among=self.outbox_events)
 
-    def test_a_failing_handler_is_seen_by_the_test(self) -> None:
+    def test_a_failing_handler_raises_in_the_test(self) -> None:
         with self.fail_handler("example.shop.handlers.mail_confirmation"):
             self.assertRaises(InjectedFailure, self.deliver_outbox)
 

@@ -1,22 +1,26 @@
-"""What the operators' commands share."""
+"""Options and errors that the commands share."""
 
 from __future__ import annotations
 
-import json
+import sys
 from argparse import ArgumentParser, ArgumentTypeError
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from django.core.management.base import CommandError
-from django.db import DEFAULT_DB_ALIAS, Error, OperationalError, ProgrammingError
+from django.db import DEFAULT_DB_ALIAS, Error, ProgrammingError
 from django.utils import timezone
 from django.utils.dateparse import parse_datetime
 
 from outbox.conf import get_settings
 from outbox.durations import parse_duration
-from outbox.errors import OutboxError
+from outbox.errors import MissingTables, OutboxError, missing_schema
+from outbox.outages import is_outage
+
+# A change of more rows asks first.
+ASK_ABOVE = 1000
 
 
 def duration(text: str) -> timedelta:
@@ -28,7 +32,7 @@ def duration(text: str) -> timedelta:
 
 
 def moment(text: str) -> datetime:
-    """Parse a duration before now, or a date and time; without an offset it is in the project's time zone."""
+    """Parse a duration before now, or a time; a time without an offset is in the project's time zone."""
     try:
         found = parse_datetime(text)
         if found is None:
@@ -43,8 +47,59 @@ def moment(text: str) -> datetime:
 def add_database(parser: ArgumentParser) -> None:
     """Declare `--database`."""
     parser.add_argument(
-        "--database", help="the alias of the database; the first that the outbox serves if not given"
+        "--database", help="alias of the database; the first that the outbox serves if not given"
     )
+
+
+def add_failed_filters(parser: ArgumentParser, ids: str) -> None:
+    """Declare ids, the filters of failed deliveries, and the options of a change of many rows.
+
+    Args:
+        ids: the help of the ids.
+    """
+    parser.add_argument("ids", nargs="*", type=int, metavar="ID", help=ids)
+    parser.add_argument("--handler", help="deliveries of this handler")
+    parser.add_argument(
+        "--topic", metavar="PATTERN", help="deliveries with this topic, or a pattern such as shop.*"
+    )
+    parser.add_argument("--since", type=moment, help="deliveries that failed since: 2h, or a time")
+    parser.add_argument("--all", action="store_true", help="all failed deliveries")
+    parser.add_argument("--dry-run", action="store_true", help="count the deliveries, change nothing")
+    parser.add_argument("--yes", action="store_true", help="ask no question, however many deliveries match")
+    add_database(parser)
+
+
+def failed_filters(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the given filters of failed deliveries.
+
+    Raises:
+        CommandError: unless exactly one of ids, filters and `--all` is given.
+    """
+    filters = {name: options[name] for name in ("handler", "topic", "since")}
+    if options["all"] + any(filters.values()) + bool(options["ids"]) != 1:
+        raise CommandError(
+            "give ids, or --handler, --topic and --since, or --all: exactly one of these kinds"
+        )
+    return filters
+
+
+def ask_before(change: str, rows: Any, *, yes: bool) -> None:
+    """Ask before a change of more than `ASK_ABOVE` rows.
+
+    Args:
+        change: the change in the passive, such as `retried`.
+        yes: whether the answer was given on the command line.
+
+    Raises:
+        CommandError: if the answer is no, or if nobody can be asked.
+    """
+    if yes or rows.order_by().values("pk")[: ASK_ABOVE + 1].count() <= ASK_ABOVE:
+        return
+    question = f"more than {ASK_ABOVE:,} deliveries will be {change}"
+    if not sys.stdin.isatty():
+        raise CommandError(f"{question}; give --yes if you want this")
+    if input(f"{question.capitalize()}. Continue? [y/N] ").strip().lower() not in ("y", "yes"):
+        raise CommandError("nothing was changed")
 
 
 def add_format(parser: ArgumentParser) -> None:
@@ -53,10 +108,10 @@ def add_format(parser: ArgumentParser) -> None:
 
 
 def served_database(alias: str | None) -> str:
-    """Return the alias to work on.
+    """Return the given alias, or else the default one.
 
     Raises:
-        CommandError: if the outbox does not serve it, or a setting is wrong.
+        CommandError: if the outbox does not serve the alias, or if a setting is wrong.
     """
     try:
         served = get_settings().databases
@@ -71,48 +126,18 @@ def served_database(alias: str | None) -> str:
 
 @contextmanager
 def clear_errors(database: str) -> Iterator[None]:
-    """Turn what an operator can mend into a line instead of a traceback."""
+    """Show errors that an operator can fix as one line instead of a traceback."""
     try:
         yield
     except OutboxError as error:
         raise CommandError(str(error)) from error
-    except (OperationalError, ProgrammingError) as error:
+    except Error as error:
+        if not (isinstance(error, ProgrammingError) or is_outage(error)):
+            raise
         raise CommandError(f"{_fact(database, error)}: {str(error).strip()}") from error
 
 
-def lacks_tables(error: Error) -> bool:
-    """Say whether a statement failed since its table is missing."""
-    # PostgreSQL calls it undefined_table; SQLite has only the text.
-    return getattr(error.__cause__, "sqlstate", None) == "42P01" or "no such table" in str(error)
-
-
 def _fact(database: str, error: Error) -> str:
-    if lacks_tables(error):
-        return f"database {database!r} lacks the outbox's tables; run manage.py migrate --database {database}"
+    if missing := missing_schema(error):
+        return str(MissingTables(database, missing))
     return f"database {database!r} did not answer"
-
-
-def as_table(titles: Sequence[str], rows: Sequence[Sequence[str]], *, text: Container[str] = ()) -> str:
-    """Return aligned columns: the first and those titled in `text` to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
-    lines = [
-        "  ".join(
-            cell.rjust(width) if index and title not in text else cell.ljust(width)
-            for index, (title, cell, width) in enumerate(zip(titles, row, widths, strict=True))
-        ).rstrip()
-        for row in (titles, *rows)
-    ]
-    return "\n".join(lines)
-
-
-def as_json(value: Any) -> str:
-    """Return JSON for another program."""
-    return json.dumps(value, indent=2)
-
-
-def in_chunks(fetch: Callable[[Any], Sequence[Any]], key: Callable[[Any], Any]) -> Iterator[Sequence[Any]]:
-    """Call `fetch` with the key of the last row of the chunk before, until nothing comes."""
-    last: Any = None
-    while rows := fetch(last):
-        yield rows
-        last = key(rows[-1])

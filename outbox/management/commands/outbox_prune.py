@@ -1,4 +1,4 @@
-"""Delete what is past its retention, now instead of little by little by the relay."""
+"""Prune events past their retention at once; relays prune them in small steps."""
 
 from __future__ import annotations
 
@@ -7,23 +7,26 @@ from typing import Any
 
 from django.core.management.base import BaseCommand
 
-from outbox.pruning import count_prunable, prune
+from outbox.operations.pruning import count_prunable, prune
 
 from ._options import add_database, clear_errors, served_database
 
 
 class Command(BaseCommand):
-    """Prune in chunks of one short transaction each; it may be interrupted at any time."""
+    """Prune in chunks of one short transaction each; an interruption loses nothing."""
 
-    help = "Deletes events past RETENTION with their deliveries; unfinished and recently failed ones stay."
+    help = (
+        "Deletes events past RETENTION with their deliveries;"
+        " events with unfinished or recently failed deliveries stay."
+    )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Declare the options."""
-        parser.add_argument("--dry-run", action="store_true", help="only say how many events would go")
+        parser.add_argument("--dry-run", action="store_true", help="count the events, delete nothing")
         add_database(parser)
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Prune, and say how much."""
+        """Prune, and report the number of events."""
         database = served_database(options["database"])
         with clear_errors(database):
             if options["dry_run"]:

@@ -1,77 +1,51 @@
-"""Retry failed deliveries."""
+"""Retry failed deliveries, and resend unconfirmed ones."""
 
 from __future__ import annotations
 
 from argparse import ArgumentParser
-from collections.abc import Iterator, Sequence
-from datetime import datetime
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import BaseCommand
 
-from outbox.models import Delivery
-from outbox.registry import registry
-from outbox.topics import check_pattern, compile_pattern
-from outbox.wakeup import wake
+from outbox.operations.retry import Retried, failed_matching, retry_ids, retry_matching, retryable
 
-from ._options import add_database, clear_errors, in_chunks, moment, served_database
-
-CHUNK = 1000
+from ._options import add_failed_filters, ask_before, clear_errors, failed_filters, served_database
 
 
 class Command(BaseCommand):
-    """Send failed deliveries back to pending, in chunks of one statement each."""
+    """Return deliveries to pending, in chunks of one short transaction each."""
 
-    help = "Retries failed deliveries: those with the given ids, or those that meet all the given options."
+    help = (
+        "Retries failed deliveries: the given ids, or all failed deliveries that match every given option."
+        " Unconfirmed deliveries are resent if their ids are given."
+    )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Declare the options."""
-        parser.add_argument("ids", nargs="*", type=int, metavar="ID", help="ids of deliveries")
-        parser.add_argument("--handler", help="only those of this handler")
-        parser.add_argument("--topic", metavar="PATTERN", help="only those of this topic, or such as shop.*")
-        parser.add_argument("--since", type=moment, help="only those that failed since then: 2h, or a time")
-        parser.add_argument("--all", action="store_true", help="all failed deliveries")
-        add_database(parser)
+        add_failed_filters(parser, "ids of failed or unconfirmed deliveries")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Retry, and say how many."""
-        ids, handler, topic, since = (options[name] for name in ("ids", "handler", "topic", "since"))
-        narrowed = bool(handler or topic or since)
-        if options["all"] + narrowed + bool(ids) != 1:
-            raise CommandError(
-                "give ids, or --handler, --topic and --since, or --all: exactly one of these kinds"
-            )
+        """Retry, and report the number of deliveries."""
+        filters, ids = failed_filters(options), options["ids"]
         database = served_database(options["database"])
         with clear_errors(database):
-            chosen = _by_ids(database, ids) if ids else _by_options(database, handler, topic, since)
-            retried = sum(_retry(database, chunk) for chunk in chosen)
-        self.stdout.write(f"{retried} failed deliveries will be sent again.")
-        if ids and retried < len(set(ids)):
-            self.stderr.write(f"{len(set(ids)) - retried} of the given ids are not of failed deliveries.")
+            rows = retryable(database, ids) if ids else failed_matching(database, **filters)
+            if options["dry_run"]:
+                self.stdout.write(f"{rows.count()} deliveries would be resent.")
+                return
+            ask_before("resent", rows, yes=options["yes"])
+            if ids:
+                self._report(retry_ids(database, ids), len(set(ids)))
+                return
+            retried = retry_matching(database, **filters)
+        self.stdout.write(f"{retried} failed deliveries will be resent.")
 
-
-def _by_ids(database: str, ids: Sequence[int]) -> Iterator[Sequence[int]]:
-    for start in range(0, len(ids), CHUNK):
-        yield ids[start : start + CHUNK]
-
-
-def _by_options(
-    database: str, handler: str | None, topic: str | None, since: datetime | None
-) -> Iterator[Sequence[int]]:
-    failed = Delivery.objects.using(database).failed().order_by("pk")
-    if handler:
-        failed = failed.filter(handler=registry.get(handler).name)
-    if since:
-        failed = failed.filter(finished_at__gte=since)
-    if topic:
-        check_pattern(topic)
-        failed = failed.filter(event__topic__regex=f"^{compile_pattern(topic).pattern}$")
-    ids = failed.values_list("pk", flat=True)
-    # By id, so that a delivery that fails again meanwhile is not retried without end.
-    return in_chunks(lambda last: list((ids.filter(pk__gt=last) if last else ids)[:CHUNK]), lambda pk: pk)
-
-
-def _retry(database: str, pks: Sequence[int]) -> int:
-    retried: int = Delivery.objects.using(database).filter(pk__in=pks).retry()
-    wake(database)
-    return retried
+    def _report(self, retried: Retried, given: int) -> None:
+        unconfirmed = f" and {retried.unconfirmed} unconfirmed" if retried.unconfirmed else ""
+        self.stdout.write(f"{retried.failed} failed{unconfirmed} deliveries will be resent.")
+        if unconfirmed:
+            self.stderr.write("An unconfirmed delivery runs twice if its earlier message still arrives.")
+        if retried.running:
+            self.stderr.write(f"{retried.running} of the given ids run just now and are not resent.")
+        if others := given - sum(retried):
+            self.stderr.write(f"{others} of the given ids are neither failed nor unconfirmed.")

@@ -1,4 +1,4 @@
-"""Show what each handler did: counts, percentiles, slow ones."""
+"""Show statistics of each handler: counts, durations and slow runs."""
 
 from __future__ import annotations
 
@@ -10,11 +10,34 @@ from typing import Any
 from django.core.management.base import BaseCommand
 
 from outbox.durations import format_duration
-from outbox.stats import HandlerSummary, SlowHandler, get_slow_handlers, get_stats
+from outbox.operations.stats import (
+    HandlerSummary,
+    SlowHandler,
+    count_failed_deliveries,
+    get_slow_handlers,
+    get_stats,
+)
 
-from ._options import add_database, add_format, as_json, as_table, clear_errors, duration, served_database
+from ._options import add_database, add_format, clear_errors, duration, served_database
+from ._output import as_json, as_table, limited
 
-_TITLES = ("handler", "dispatched", "runs", "ok", "retried", "failed", "mean", "p50", "p95", "p99", "max")
+# The count of failed deliveries of one handler stops here.
+COUNT_LIMIT = 10_000
+
+_TITLES = (
+    "handler",
+    "dispatched",
+    "runs",
+    "runs succeeded",
+    "runs retried",
+    "runs failed",
+    "deliveries failed",
+    "mean",
+    "p50",
+    "p95",
+    "p99",
+    "max",
+)
 
 
 def threshold(text: str) -> float:
@@ -31,11 +54,13 @@ def threshold(text: str) -> float:
 class Command(BaseCommand):
     """Read the statistics of all processes from the table."""
 
-    help = "Shows what each handler did: counts, durations and their percentiles, over all processes."
+    help = "Shows statistics of each handler over all processes: counts, durations and percentiles."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Declare the options."""
-        parser.add_argument("--since", type=duration, help="only the last 90s, 15m, 1h, 7d; all if not given")
+        parser.add_argument(
+            "--since", type=duration, help="only the last 90s, 15m, 1h or 7d; all if not given"
+        )
         parser.add_argument(
             "--slow", type=threshold, metavar="SECONDS", help="mark handlers with slower runs"
         )
@@ -51,25 +76,38 @@ class Command(BaseCommand):
             if options["slow"] is not None:
                 found = get_slow_handlers(options["slow"], options["since"], using=database)
                 slow = {each.handler: each for each in found}
+            failed = {
+                each.handler: count_failed_deliveries(each.handler, limit=COUNT_LIMIT, using=database)
+                for each in summaries
+            }
         if options["format"] == "json":
-            self.stdout.write(as_json(_records(summaries, slow)))
+            self.stdout.write(as_json(_records(summaries, failed, slow)))
         elif summaries:
-            self.stdout.write(as_table(*_table(summaries, slow, options["slow"])))
+            self.stdout.write(as_table(*_table(summaries, failed, slow, options["slow"])))
         else:
-            self.stdout.write("No handler ran in this time.")
+            self.stdout.write("No handler ran in this period.")
 
 
-def _records(summaries: Sequence[HandlerSummary], slow: dict[str, SlowHandler]) -> list[dict[str, Any]]:
+def _records(
+    summaries: Sequence[HandlerSummary], failed: dict[str, int], slow: dict[str, SlowHandler]
+) -> list[dict[str, Any]]:
     return [
-        {**asdict(each), "slow": asdict(slow[each.handler]) if each.handler in slow else None}
+        {
+            **asdict(each),
+            "failed_deliveries": failed[each.handler],
+            "slow": asdict(slow[each.handler]) if each.handler in slow else None,
+        }
         for each in summaries
     ]
 
 
 def _table(
-    summaries: Sequence[HandlerSummary], slow: dict[str, SlowHandler], threshold_s: float | None
+    summaries: Sequence[HandlerSummary],
+    failed: dict[str, int],
+    slow: dict[str, SlowHandler],
+    threshold_s: float | None,
 ) -> tuple[list[str], list[list[str]]]:
-    rows = [_row(each) for each in summaries]
+    rows = [_row(each, failed[each.handler]) for each in summaries]
     if threshold_s is None:
         return list(_TITLES), rows
     marks = [_mark(slow.get(each.handler)) for each in summaries]
@@ -79,10 +117,11 @@ def _table(
     )
 
 
-def _row(one: HandlerSummary) -> list[str]:
-    counts = (one.dispatched, one.runs, one.succeeded, one.retried, one.failed)
+def _row(one: HandlerSummary, failed: int) -> list[str]:
+    counts = (one.dispatched, one.runs, one.succeeded_runs, one.retried_runs, one.failed_runs)
     durations = (one.mean_s, one.p50_s, one.p95_s, one.p99_s, one.max_s)
-    return [one.handler, *map(str, counts), *(format_duration(s) if one.runs else "-" for s in durations)]
+    cells = (format_duration(s) if one.runs else "-" for s in durations)
+    return [one.handler, *map(str, counts), limited(failed, COUNT_LIMIT), *cells]
 
 
 def _mark(slow: SlowHandler | None) -> str:

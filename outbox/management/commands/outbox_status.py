@@ -1,53 +1,55 @@
-"""Say how the outbox fares, for people and for probes."""
+"""Show the health of the outbox, for operators and for probes."""
 
 from __future__ import annotations
 
 from argparse import ArgumentParser
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from datetime import timedelta
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
-from django.db.models import DurationField, ExpressionWrapper, F, Max, Q, QuerySet
-from django.db.models.functions import Now
 
 from outbox.durations import format_duration
-from outbox.lanes import WAITING_LIMIT, BlockedLane, blocked_lanes
-from outbox.models import Delivery, PausedHandler, RelayHeartbeat
+from outbox.operations.blocked_keys import WAITING_LIMIT, BlockedKey
+from outbox.operations.health import get_health
+from outbox.operations.health_record import health_record
+from outbox.operations.health_report import (
+    COUNT_LIMIT,
+    LIST_LIMIT,
+    Health,
+    PausedHealth,
+    ProblemKind,
+    ProcessHealth,
+    QueueHealth,
+    Verdict,
+)
 
-from ._options import add_database, add_format, as_json, as_table, clear_errors, duration, served_database
-
-# Counting stops here, so that a probe costs the same however long the backlog is.
-COUNT_LIMIT = 100_000
-
-# Paused handlers and blocked lanes that are named.
-LIST_LIMIT = 20
-
-# So much of a text fits into a table.
-_TEXT_WIDTH = 60
+from ._options import add_database, add_format, clear_errors, duration, served_database
+from ._output import as_json, as_table, limited, shortened
 
 _LABELS = {
-    "due": "pending and due",
-    "scheduled": "pending for later",
-    "held": "pending and held",
-    "oldest_due_s": "oldest due for",
-    "dispatched": "dispatched and unconfirmed",
-    "overdue": "of these overdue",
+    "due": "pending, due",
+    "scheduled": "pending, scheduled",
+    "waiting": "pending, waiting",
+    "put_off": "pending, put off",
+    "oldest_due_s": "oldest due",
+    "unconfirmed": "dispatched",
+    "overdue": "dispatched, overdue",
+    "oldest_unconfirmed_s": "oldest unconfirmed",
     "failed": "failed",
-    "relays_alive": "relays alive",
+    "throughput_per_minute": "succeeded in the last minute",
 }
-
-
-_AGE = ExpressionWrapper(Now() - F("available_at"), output_field=DurationField())
-_IN_BATCH = Q(held=Delivery.Held.BATCH)
+_DURATIONS = ("oldest_due_s", "oldest_unconfirmed_s")
 
 
 class Command(BaseCommand):
-    """Count along the partial indexes, whose size follows the backlog and not the history."""
+    """Show the health report; its cost follows the backlog, not the history."""
 
-    help = "Shows the backlog, the oldest pending age, failures and relays. Exits with 1 beyond --max-lag."
-    # A probe runs every few seconds; the checks belong to the deployment.
+    help = (
+        "Shows the problems, the backlog, the relays and the workers. Exits with 1 beyond --max-lag, and "
+        "with --check if there is trouble."
+    )
+    # A probe runs every few seconds; system checks belong to the deployment.
     requires_system_checks: Any = []
 
     def add_arguments(self, parser: ArgumentParser) -> None:
@@ -56,130 +58,89 @@ class Command(BaseCommand):
             "--max-lag",
             type=duration,
             metavar="SECONDS",
-            help="exit with 1 if a due delivery has waited longer",
+            help="exit with 1 if a delivery was due longer ago and is not confirmed",
         )
+        parser.add_argument("--check", action="store_true", help="exit with 1 if the verdict is trouble")
         add_format(parser)
         add_database(parser)
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Print a table, or JSON, and judge the lag."""
+        """Write a table or JSON, then check the lag and the verdict."""
         database = served_database(options["database"])
         with clear_errors(database):
-            status = _status(database)
-            paused = _paused(database)
-            blocked = blocked_lanes(database, limit=LIST_LIMIT)
+            health = get_health(database, max_lag=options["max_lag"])
         if options["format"] == "json":
-            limits = {"count_limit": COUNT_LIMIT, "list_limit": LIST_LIMIT}
-            lanes = [_record(lane) for lane in blocked]
-            whole = {"database": database, **status, "paused": paused, "blocked_lanes": lanes, **limits}
-            self.stdout.write(as_json(whole))
+            self.stdout.write(as_json(health_record(health)))
         else:
-            self._write_tables(database, status, paused, blocked)
-        max_lag: timedelta | None = options["max_lag"]
-        if max_lag is not None and status["oldest_due_s"] > max_lag.total_seconds():
-            waited, allowed = (
-                format_duration(status["oldest_due_s"]),
-                format_duration(max_lag.total_seconds()),
-            )
-            raise CommandError(f"the oldest due delivery has waited {waited}; --max-lag allows {allowed}")
+            self._write_tables(health)
+        _check(health, options["check"])
 
-    def _write_tables(
-        self,
-        database: str,
-        status: dict[str, Any],
-        paused: Sequence[dict[str, Any]],
-        blocked: Sequence[BlockedLane],
-    ) -> None:
-        rows = [[label, _text(name, status[name])] for name, label in _LABELS.items()]
-        for label, found in (("paused handlers", paused), ("blocked lanes", blocked)):
-            rows.append([label, _up_to(LIST_LIMIT, len(found))])
-        self.stdout.write(as_table(("database", database), rows))
-        if paused:
-            titles = ("paused handler", "waiting", "since", "reason")
-            self.stdout.write("\n" + as_table(titles, _about(paused), text=titles))
-        if blocked:
-            columns = ("blocked lane", "key", "waiting", "behind", "of event", "error")
-            self.stdout.write("\n" + as_table(columns, [_row(lane) for lane in blocked], text=columns))
+    def _write_tables(self, health: Health) -> None:
+        self.stdout.write(f"{health.sentence}\n\n")
+        figures = asdict(health.figures)
+        rows = [[label, _text(name, figures[name])] for name, label in _LABELS.items()]
+        rows.append(["relays alive", str(health.alive("relay"))])
+        rows.append(["workers alive", str(health.alive("worker"))])
+        rows.append(["paused handlers", limited(len(health.paused), LIST_LIMIT)])
+        rows.append(["blocked keys", limited(len(health.blocked_keys), LIST_LIMIT)])
+        self.stdout.write(as_table(("database", health.database), rows))
+        problems = [[problem.kind.verdict, problem.kind, problem.cause] for problem in health.problems]
+        self._write_list(("problem", "kind", "cause"), problems)
+        self._write_list(
+            ("queue", "workers", "threads", "unconfirmed", "oldest"), map(_queue_row, health.queues)
+        )
+        processes = ("process", "kind", "version", "queues", "threads", "state", "last seen")
+        self._write_list(processes, map(_process_row, health.processes))
+        self._write_list(("paused handler", "waiting", "since", "reason"), map(_paused_row, health.paused))
+        titles = ("handler", "blocked key", "waiting", "blocked by", "event", "error")
+        self._write_list(titles, map(_blocked_row, health.blocked_keys))
 
-
-def _status(database: str) -> dict[str, Any]:
-    deliveries = Delivery.objects.using(database)
-    return {
-        "due": _count(deliveries.due()),
-        "scheduled": _count(deliveries.pending().filter(held="", available_at__gt=Now())),
-        "held": _count(deliveries.pending().exclude(held="")),
-        "oldest_due_s": _oldest_due_s(deliveries),
-        "dispatched": _count(deliveries.unconfirmed()),
-        "overdue": _count(deliveries.overdue()),
-        "failed": _count(deliveries.failed()),
-        "relays_alive": RelayHeartbeat.objects.using(database).alive().count(),
-    }
+    def _write_list(self, titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+        if found := list(rows):
+            self.stdout.write("\n" + as_table(titles, found, text=titles))
 
 
-def _count(rows: QuerySet[Any]) -> int:
-    return rows.order_by().values("pk")[:COUNT_LIMIT].count()
-
-
-def _oldest_due_s(deliveries: Any) -> float:
-    # Batches are due when the oldest of them is; other held deliveries wait for something else than a relay.
-    held = deliveries.pending().exclude(held="").order_by("handler", "id")[:COUNT_LIMIT]
-    ages = (
-        deliveries.due().annotate(age=_AGE).values_list("age", flat=True).first(),
-        held.annotate(age=_AGE).aggregate(oldest=Max("age", filter=_IN_BATCH))["oldest"],
-    )
-    return round(max((age.total_seconds() for age in ages if age), default=0.0), 3)
+def _check(health: Health, no_trouble: bool) -> None:
+    """Exit with 1 beyond the allowed lag, or if there is trouble and none is allowed."""
+    for problem in health.problems:
+        if problem.kind == ProblemKind.LAG:
+            raise CommandError(f"{problem.cause} by --max-lag")
+    if no_trouble and health.verdict == Verdict.TROUBLE:
+        raise CommandError(health.sentence)
 
 
 def _text(name: str, value: Any) -> str:
-    if name == "oldest_due_s":
+    if value is None:
+        return "-"
+    if name in _DURATIONS:
         return format_duration(value) if value else "-"
-    return _up_to(COUNT_LIMIT, value)
+    return limited(value, COUNT_LIMIT)
 
 
-def _up_to(limit: int, count: int) -> str:
-    return f"{count}+" if count == limit else str(count)
+def _queue_row(queue: QueueHealth) -> list[str]:
+    waited = format_duration(queue.oldest_unconfirmed_s) if queue.oldest_unconfirmed_s else "-"
+    name = queue.name or "(others)"
+    return [name, str(queue.workers), str(queue.threads), limited(queue.unconfirmed, COUNT_LIMIT), waited]
 
 
-def _paused(database: str) -> list[dict[str, Any]]:
+def _process_row(process: ProcessHealth) -> list[str]:
+    queues = shortened(", ".join(process.queues), 40) or "all"
+    state = process.state if process.alive else "dead"
+    where, seen = f"{process.host}:{process.pid}", f"{format_duration(process.seen_s)} ago"
+    return [where, process.kind, process.version, queues, str(process.threads), state, seen]
+
+
+def _paused_row(paused: PausedHealth) -> list[str]:
+    waiting, since = limited(paused.waiting, COUNT_LIMIT), paused.paused_at.isoformat()[:19]
+    return [paused.handler, waiting, since, shortened(paused.reason)]
+
+
+def _blocked_row(blocked: BlockedKey) -> list[str]:
     return [
-        {
-            "handler": row.handler,
-            "reason": row.reason,
-            "paused_at": row.paused_at.isoformat(),
-            "waiting": row.waiting(COUNT_LIMIT),
-        }
-        for row in PausedHandler.objects.using(database).order_by("handler")[:LIST_LIMIT]
+        blocked.handler,
+        blocked.key,
+        limited(blocked.waiting, WAITING_LIMIT),
+        f"#{blocked.delivery_id}",
+        f"{blocked.topic} {blocked.event_id}",
+        shortened(blocked.error),
     ]
-
-
-def _about(paused: Sequence[dict[str, Any]]) -> list[list[str]]:
-    return [
-        [
-            each["handler"],
-            _up_to(COUNT_LIMIT, each["waiting"]),
-            each["paused_at"][:19],
-            _shortened(each["reason"]),
-        ]
-        for each in paused
-    ]
-
-
-def _record(lane: BlockedLane) -> dict[str, Any]:
-    failed_at = lane.failed_at.isoformat() if lane.failed_at else None
-    return {**asdict(lane), "event_id": str(lane.event_id), "failed_at": failed_at}
-
-
-def _row(lane: BlockedLane) -> list[str]:
-    return [
-        lane.handler,
-        lane.key,
-        _up_to(WAITING_LIMIT, lane.waiting),
-        f"#{lane.delivery_id}",
-        f"{lane.topic} {lane.event_id}",
-        _shortened(lane.error),
-    ]
-
-
-def _shortened(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= _TEXT_WIDTH else f"{line[: _TEXT_WIDTH - 1]}…"

@@ -1,23 +1,35 @@
-"""Run a relay: take committed deliveries from the table and send them to Dramatiq."""
+"""Run a relay: claim committed deliveries and dispatch them to Dramatiq."""
 
 from __future__ import annotations
 
 import sys
 from argparse import ArgumentParser, ArgumentTypeError
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
+import dramatiq
 from django.core.management.base import BaseCommand, CommandError
 from django.db import Error, InterfaceError, OperationalError, connections
+from dramatiq.common import q_name
 
 from outbox.conf import get_settings
-from outbox.errors import suggestion
+from outbox.durations import LONGEST
+from outbox.errors import MissingTables, missing_schema, suggestion
 from outbox.models import PausedHandler
+from outbox.posix import HANGUP
 from outbox.registry import registry
+from relay.asking import ask_within
+from relay.process import run_relays
+from relay.supervision import parent_pipe
+from relay.supervision.child import own_command
+from relay.supervision.supervisor import Supervisor
 
-from ._options import lacks_tables
+# A database that does not answer must not keep the relays of the others from starting.
+CHECK_TIMEOUT_S = 5.0
+LAST_PORT = 65535
 
 
 def positive_int(text: str) -> int:
@@ -35,68 +47,117 @@ def seconds(text: str) -> timedelta:
         raise ArgumentTypeError(f"{text!r} is not a number of seconds; give one such as 0.5") from None
     if duration <= timedelta():
         raise ArgumentTypeError(f"{text!r} is not a positive number of seconds; give one such as 0.5")
+    if duration > LONGEST:
+        raise ArgumentTypeError(f"{text!r} is too long; give at most {LONGEST.total_seconds():.0f} seconds")
     return duration
 
 
-class Command(BaseCommand):
-    """Hand over to the relay package."""
+def address(text: str) -> tuple[str, int]:
+    """Parse `PORT` or `HOST:PORT`; an IPv6 address has brackets."""
+    host, _, port = text.rpartition(":")
+    if not port.isdecimal() or int(port) > LAST_PORT:
+        raise ArgumentTypeError(f"{text!r} is not an address; give one such as 9108 or 0.0.0.0:9108")
+    return host.strip("[]") or "127.0.0.1", int(port)
 
-    help = "Sends committed outbox deliveries to Dramatiq. SIGTERM and SIGINT finish the batch in hand."
+
+class Command(BaseCommand):
+    """Start a relay, or a supervisor of several relays."""
+
+    help = "Dispatches committed outbox deliveries to Dramatiq. SIGTERM and SIGINT finish the current batch."
     from_command_line = False
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        """Declare the options; what is not given comes from the OUTBOX setting."""
+        """Declare the options; the OUTBOX setting has the defaults."""
         parser.add_argument("--database", action="append", help="serve this alias only (may be repeated)")
         parser.add_argument("--batch-size", type=positive_int, help="deliveries per transaction")
         parser.add_argument(
-            "--poll-interval", type=seconds, metavar="SECONDS", help="longest wait between looks"
+            "--poll-interval", type=seconds, metavar="SECONDS", help="longest wait between two scans"
         )
         parser.add_argument(
-            "--processes", type=positive_int, default=1, metavar="N", help="run so many relays, supervised"
+            "--processes",
+            type=positive_int,
+            default=1,
+            metavar="N",
+            help="number of relays, under a supervisor",
         )
         parser.add_argument("--queues", nargs="+", default=(), help="only deliveries to these queues")
         parser.add_argument("--drain", action="store_true", help="end when nothing is due")
         parser.add_argument("--once", action="store_true", help="dispatch one batch and end")
         parser.add_argument("--no-listen", action="store_true", help="poll only, without LISTEN")
+        parser.add_argument(
+            "--probe-file", type=Path, metavar="PATH", help="touch this file while no relay hangs"
+        )
+        parser.add_argument(
+            "--metrics",
+            type=address,
+            metavar="[HOST:]PORT",
+            help="serve /metrics, /live and /ready; on localhost without a host",
+        )
 
     def run_from_argv(self, argv: list[str]) -> None:
-        """Remember that there is a command line, which children can be started with."""
+        """Record that there is a command line, with which child processes can be started."""
         self.from_command_line = True
         super().run_from_argv(argv)
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Run one relay per database and process until a signal comes."""
-        from relay import lifeline
-
+        """Run one relay for each database and process until a signal arrives."""
         databases = _databases(options["database"])
         for queue in options["queues"]:
             _check_queue(queue)
         for alias in databases:
             _check_tables(alias)
-        descriptor = lifeline.inherited()
+        if options["probe_file"]:
+            _check_probe_file(options["probe_file"])
+        descriptor = parent_pipe.inherited()
         if descriptor is not None:
             self._relay(databases, options, descriptor)
-        elif options["processes"] == 1:
-            self._announce(databases)
-            self._relay(databases, options)
-        else:
-            self._supervise(databases, options)
+            return
+        with self._metrics_server(options["metrics"]):
+            if options["processes"] == 1:
+                self._announce(databases)
+                self._relay(databases, options)
+            else:
+                self._supervise(databases, options)
 
     def _announce(self, databases: Sequence[str], how: str = "") -> None:
-        self.stdout.write(f"Relaying for {', '.join(databases)}{how}; SIGTERM or Ctrl-C ends it.")
+        self.stdout.write(f"Relaying for {', '.join(databases)}{how}; stop with SIGTERM or Ctrl-C.")
         self.stdout.flush()
 
-    def _supervise(self, databases: Sequence[str], options: dict[str, Any]) -> None:
-        from relay.child import own_command
-        from relay.supervisor import Supervisor
+    @contextmanager
+    def _metrics_server(self, listen: tuple[str, int] | None) -> Generator[None]:
+        if listen is None:
+            yield
+            return
+        try:
+            from outbox.contrib.prometheus import MetricsServer
+        except ModuleNotFoundError as error:
+            remedy = "install django-dramatiq-outbox[prometheus]"
+            raise CommandError(f"--metrics needs the package {error.name!r}; {remedy}") from error
+        host, port = listen
+        try:
+            server = MetricsServer(host, port)
+        except OSError as error:
+            raise CommandError(f"--metrics {host}:{port}: {error.strerror or error}") from error
+        with server:
+            self.stdout.write(f"Serving /metrics, /live and /ready on {host}:{server.port}.")
+            yield
 
+    def _supervise(self, databases: Sequence[str], options: dict[str, Any]) -> None:
         processes = options["processes"]
+        if HANGUP is None:
+            raise CommandError(
+                f"--processes {processes} needs a POSIX system; leave it out, or run the relay in a container"
+            )
+        if options["probe_file"]:
+            raise CommandError(
+                "--probe-file cannot show the state of several processes; run one process each"
+            )
         for alias in databases:
             _check_shareable(alias, processes)
         if not self.from_command_line:
             raise CommandError(
                 f"--processes {processes} runs this command line again, and there is none:"
-                " another program called run_relay; start it as a process of its own"
+                " the command was called from another program; start run_relay as a process"
             )
         self._announce(databases, f" in {processes} processes")
         connections.close_all()
@@ -108,21 +169,27 @@ class Command(BaseCommand):
     def _relay(
         self, databases: Sequence[str], options: dict[str, Any], descriptor: int | None = None
     ) -> None:
-        from relay.process import run_relays
-
-        alone = descriptor is None
+        is_supervised = descriptor is not None
         run_relays(
             databases,
-            # The bars of several processes would overwrite each other.
-            progress_to=self.stderr._out if alone and self.stderr.isatty() else None,
-            lifeline=descriptor,
+            # The progress bars of several processes would overwrite each other.
+            progress_to=self.stderr._out if not is_supervised and self.stderr.isatty() else None,
+            parent_pipe=descriptor,
             batch_size=options["batch_size"],
             poll_interval=options["poll_interval"],
             queues=tuple(options["queues"]),
             listen=not options["no_listen"],
             once=options["once"],
             drain=options["drain"],
+            probe_file=options["probe_file"],
         )
+
+
+def _check_probe_file(path: Path) -> None:
+    try:
+        path.touch()
+    except OSError as error:
+        raise CommandError(f"--probe-file {path}: {error.strerror or error}") from error
 
 
 def _databases(chosen: Sequence[str] | None) -> tuple[str, ...]:
@@ -140,24 +207,25 @@ def _check_shareable(database: str, processes: int) -> None:
     if not connection.features.has_select_for_update_skip_locked:
         raise CommandError(
             f"--processes {processes}: database {database!r} ({connection.vendor}) has no row locks that"
-            " one relay could pass over while another holds them; run one relay only"
+            " another relay could skip; run one relay only"
         )
 
 
 def _check_queue(queue: str) -> None:
-    known = sorted({handler.queue for handler in registry.handlers.values()})
+    # A queue of tasks is declared before the first of its tasks.
+    declared = {name for name in dramatiq.get_broker().get_declared_queues() if q_name(name) == name}
+    known = sorted(declared | {handler.queue for handler in registry.handlers.values()})
     if queue not in known:
         remedy = suggestion(queue, known) or f"; choose from {known!r}"
         raise CommandError(f"no handler uses the queue {queue!r}{remedy}")
 
 
 def _check_tables(database: str) -> None:
-    # A database that is away is the relay's to wait for; one without the tables would be waited for in vain.
-    with suppress(OperationalError, InterfaceError):
+    # The relay waits until the database answers. It would wait forever for tables that were never created.
+    with suppress(OperationalError, InterfaceError, TimeoutError):
         try:
-            PausedHandler.objects.using(database).names()
+            ask_within(CHECK_TIMEOUT_S, database, PausedHandler.objects.using(database).names)
         except Error as error:
-            if lacks_tables(error):
-                remedy = f"run manage.py migrate --database {database}"
-                raise CommandError(f"database {database!r} lacks the outbox's tables; {remedy}") from error
+            if missing := missing_schema(error):
+                raise CommandError(str(MissingTables(database, missing))) from error
             raise

@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 
 from tests.benchmarks import site
-from tests.benchmarks.peers.django_celery_outbox_app import app, bench
-from tests.benchmarks.peers.measuring import DjangoPeer
+
+from .django_celery_outbox_app import app, bench
+from .measuring import DjangoPeer
 
 APP = "tests.benchmarks.peers.django_celery_outbox_app"
-# It polls when idle; a larger batch and a shorter pause than its own defaults.
+# An idle relay polls. Its batch is larger and its pause shorter than the defaults.
 RELAY = (
     *(sys.executable, "-m", "tests.benchmarks.peers.django_celery_outbox", "celery_outbox_relay"),
     *("--batch-size", "500", "--idle-time", "0.02"),

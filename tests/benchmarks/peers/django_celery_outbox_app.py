@@ -1,4 +1,4 @@
-"""A site with django-celery-outbox: what its relay and Celery's workers import."""
+"""A site with django-celery-outbox: the module of its relay and of Celery's workers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import structlog
 from tests.benchmarks import site
 from tests.benchmarks.processes import Tally
 
-# It logs each message, which is not what is measured.
+# Logging of each message is not part of the measurement.
 structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
 site.setup(
     "django_celery_outbox", CELERY_OUTBOX_APP=f"tests.benchmarks.peers.{__name__.rpartition('.')[2]}.app"

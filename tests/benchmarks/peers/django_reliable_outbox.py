@@ -1,4 +1,4 @@
-"""django-reliable-outbox: workers run handlers of what is in the table, or write it to a Redis stream."""
+"""django-reliable-outbox: workers run handlers for the rows of the table, or write them to a Redis stream."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import sys
 from importlib import import_module
 
 from tests.benchmarks import site
-from tests.benchmarks.peers.measuring import DjangoPeer
+
+from .measuring import DjangoPeer
 
 LOCAL = "reliable_outbox.destinations.local.LocalHandlers"
 STREAM = "reliable_outbox.destinations.redis.RedisStreamDestination"

@@ -1,4 +1,4 @@
-"""What django-reliable-outbox finds in its workers."""
+"""The handlers of django-reliable-outbox."""
 
 from __future__ import annotations
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 
 from tests.benchmarks import site
-from tests.benchmarks.peers.measuring import DjangoPeer
+
+from .measuring import DjangoPeer
 
 site.setup(
     "django_tasks",
     "django_tasks_db",
     TASKS={"default": {"BACKEND": "django_tasks_db.DatabaseBackend", "QUEUES": ["default"]}},
-    # Nothing is logged of each task.
+    # No log line per task.
     LOGGING={"version": 1, "disable_existing_loggers": False, "root": {"level": "WARNING"}},
 )
 
@@ -20,7 +21,7 @@ WORKER = (sys.executable, "-m", "tests.benchmarks.peers.django_tasks_db", "db_wo
 
 def main() -> None:
     """Answer requests."""
-    from tests.benchmarks.peers.django_tasks_db_tasks import bench
+    from .django_tasks_db_tasks import bench
 
     site.migrate()
     from django_tasks_db.models import DBTaskResult
@@ -30,7 +31,7 @@ def main() -> None:
         tables=(DBTaskResult._meta.db_table,),
         pending="status IN ('READY', 'RUNNING')",
         enqueue=lambda: bench.enqueue(site.PAYLOAD),
-        # It polls, so the interval is its latency; a shorter one only costs CPU.
+        # The worker polls, so the interval is its latency; a shorter interval costs more CPU.
         workers=((*WORKER, "--interval", "0.02", "--no-startup-delay", "--verbosity", "0"),),
     ).serve()
 

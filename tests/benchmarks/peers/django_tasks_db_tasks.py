@@ -1,4 +1,4 @@
-"""What the worker of django-tasks-db imports."""
+"""The tasks of django-tasks-db."""
 
 from __future__ import annotations
 

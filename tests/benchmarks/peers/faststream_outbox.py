@@ -13,8 +13,9 @@ from sqlalchemy import text
 
 from tests.benchmarks import ending, site
 from tests.benchmarks.ending import Fed
-from tests.benchmarks.peers.faststream_outbox_app import broker, engine, metadata
 from tests.benchmarks.protocol import Answer, added, measured, serve
+
+from .faststream_outbox_app import broker, engine, metadata
 
 PROCESS = (sys.executable, "-m", "tests.benchmarks.peers.faststream_outbox_app")
 INSERT_ORDER = text("INSERT INTO bench_order (status, total, note) VALUES ('pending', 0, '') RETURNING id")
@@ -36,7 +37,7 @@ def publish(events: int) -> Answer:
 
 
 def publish_many(events: int) -> Answer:
-    """Publish many at once, in one transaction."""
+    """Publish many events in one transaction."""
     run(clear())
     return measured(lambda: run(write(events, "single")), events)
 
@@ -53,7 +54,7 @@ def drain(events: int) -> Answer:
 
 
 def end_to_end(events: int) -> Answer:
-    """Commit a backlog in front of a worker that has nothing else to do."""
+    """Commit a backlog for an idle worker."""
     run(clear())
     return ending.end_to_end(
         (*PROCESS, "worker"),
@@ -63,21 +64,21 @@ def end_to_end(events: int) -> Answer:
     )
 
 
-def latency(samples: int) -> Answer:
+def latency(samples: int, rate: float = 0.0) -> Answer:
     """Commit one event at a time."""
     run(clear())
     return ending.latency(
-        (*PROCESS, "worker"), feed=lambda count: run(write(count, "single")), samples=samples
+        (*PROCESS, "worker"), feed=lambda count: run(write(count, "single")), samples=samples, rate=rate
     )
 
 
 def is_drained() -> bool:
-    """Return whether the table has nothing left to do."""
+    """Return whether the table is empty."""
     return bool(run(execute("SELECT NOT EXISTS (SELECT 1 FROM outbox)")))
 
 
 async def business(transactions: int, publishes: bool) -> None:
-    """Commit a business row at a time, with an event or without."""
+    """Commit business rows, one per transaction, with an event or without."""
     for _ in range(transactions):
         async with engine.begin() as connection:
             await connection.execute(INSERT_ORDER)
@@ -86,7 +87,7 @@ async def business(transactions: int, publishes: bool) -> None:
 
 
 async def write(events: int, queue: str) -> Fed:
-    """Write so many events in one transaction; the time counts from its commit on."""
+    """Write events in one transaction; the time begins with its commit."""
     async with engine.begin() as connection:
         if events == 1:
             await broker.publish(site.PAYLOAD, queue=queue, session=connection)
@@ -108,7 +109,7 @@ async def clear() -> None:
 
 
 async def prepare() -> None:
-    """Make the tables."""
+    """Create the tables."""
     async with engine.begin() as connection:
         await connection.run_sync(metadata.create_all)
     await execute(site.BUSINESS_TABLE)

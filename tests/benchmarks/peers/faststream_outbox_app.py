@@ -1,4 +1,4 @@
-"""A FastStream application on an outbox table, with a relay to Redis; what its processes run."""
+"""A FastStream application on an outbox table, with a relay to Redis: the module of its processes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.benchmarks.processes import Tally
 metadata = MetaData()
 table = make_outbox_table(metadata, table_name="outbox")
 _at = site.database()
-# All in the URL, by which the package opens the connection that it listens on. A socket's folder is no host.
+# The package opens its LISTEN connection by the URL alone. The folder of a socket is not a valid host in it.
 _url = URL.create(
     "postgresql+asyncpg",
     username=_at["USER"] or None,
@@ -32,7 +32,7 @@ engine = create_async_engine(_url, pool_size=20)
 broker = OutboxBroker(engine, outbox_table=table, log_level=logging.DEBUG, apply_types=False)
 tally = Tally()
 
-# Rows are fetched and settled in batches; eight of them are handled at once.
+# Rows are fetched and settled in batches; eight rows are handled at once.
 SUBSCRIBER: dict[str, Any] = {
     "max_workers": 8,
     "fetch_batch_size": 500,

@@ -1,4 +1,4 @@
-"""What peers that live in a Django site have in common."""
+"""The tasks of peers that run in a Django site."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from tests.benchmarks.protocol import Answer, Task, added, measured, serve
 
 @dataclass(frozen=True, kw_only=True)
 class DjangoPeer:
-    """How a peer does what is measured.
+    """The work of a peer, as functions and commands.
 
     Args:
-        tables: what to empty before each measurement.
+        tables: emptied before each measurement.
         enqueue: writes one event in the current transaction.
-        enqueue_many: writes many at once, if the peer has something for it.
+        enqueue_many: writes many events at once, if the peer supports it.
         workers: the processes from the commit to the handler.
-        relays: the processes from the table to a broker, if the peer has such a thing.
-        enqueue_for_relay: writes one event for the broker, if not every event is.
-        pending: the condition of rows in the first table that are not done with; all of them, if empty.
-        clear_broker: removes what earlier measurements have left at the broker.
+        relays: the processes from the table to a broker, if the peer has any.
+        enqueue_for_relay: writes one event for the broker, if `enqueue` does not.
+        pending: the SQL condition for unfinished rows of the first table; empty for all rows.
+        clear_broker: removes the messages of earlier measurements from the broker.
     """
 
     packages: tuple[str, ...]
@@ -56,7 +56,7 @@ class DjangoPeer:
         return added(business.bare, lambda count: business.with_each(count, self.enqueue), events=events)
 
     def publish_many(self, events: int) -> Answer:
-        """Publish many at once, in one transaction."""
+        """Publish many events in one transaction."""
         from django.db import transaction
 
         def write() -> None:
@@ -79,7 +79,7 @@ class DjangoPeer:
         )
 
     def end_to_end(self, events: int) -> Answer:
-        """Commit a backlog in front of processes that have nothing else to do."""
+        """Commit a backlog for idle processes."""
         self.clear()
         return ending.end_to_end(
             *self.workers,
@@ -88,13 +88,13 @@ class DjangoPeer:
             settle=lambda: ending.wait_until(self.is_drained),
         )
 
-    def latency(self, samples: int) -> Answer:
+    def latency(self, samples: int, rate: float = 0.0) -> Answer:
         """Commit one event at a time."""
         self.clear()
-        return ending.latency(*self.workers, feed=self.feed, samples=samples)
+        return ending.latency(*self.workers, feed=self.feed, samples=samples, rate=rate)
 
     def feed(self, events: int, enqueue: Callable[[], object] | None = None) -> Fed:
-        """Write so many events in one transaction; the time counts from its commit on."""
+        """Write events in one transaction; the time begins with its commit."""
         from django.db import transaction
 
         moments: list[float] = []
@@ -110,7 +110,7 @@ class DjangoPeer:
         self._execute(f"TRUNCATE {', '.join((*self.tables, 'bench_order'))} CASCADE")
 
     def is_drained(self) -> bool:
-        """Return whether the table has nothing left to do."""
+        """Return whether the first table has no unfinished rows."""
         where = f" WHERE {self.pending}" if self.pending else ""
         return self._execute(f"SELECT NOT EXISTS (SELECT 1 FROM {self.tables[0]}{where})")
 

@@ -1,11 +1,12 @@
-"""procrastinate: a queue in PostgreSQL, whose workers take their jobs from the table; it needs no relay."""
+"""procrastinate: a queue in PostgreSQL, whose workers fetch jobs from the table; it needs no relay."""
 
 from __future__ import annotations
 
 import sys
 
 from tests.benchmarks import site
-from tests.benchmarks.peers.measuring import DjangoPeer
+
+from .measuring import DjangoPeer
 
 site.setup(
     "procrastinate.contrib.django",
@@ -17,7 +18,7 @@ WORKER = (sys.executable, "-m", "tests.benchmarks.peers.procrastinate", "procras
 
 def main() -> None:
     """Answer requests."""
-    from tests.benchmarks.peers.procrastinate_tasks import bench
+    from .procrastinate_tasks import bench
 
     site.migrate()
     DjangoPeer(

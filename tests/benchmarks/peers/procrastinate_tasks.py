@@ -1,4 +1,4 @@
-"""What procrastinate imports."""
+"""The tasks of procrastinate."""
 
 from __future__ import annotations
 
@@ -13,5 +13,5 @@ tally = Tally()
 
 @app.task(name="bench")
 async def bench(payload: dict[str, Any]) -> None:
-    """Count. Async, as a worker runs many jobs at once only in its event loop."""
+    """Count. The task is async, because a worker runs jobs concurrently only in its event loop."""
     tally.hit()

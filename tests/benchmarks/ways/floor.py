@@ -1,4 +1,4 @@
-"""What the database and the broker allow: written by hand with psycopg, redis-py and pika."""
+"""The floors: the work written by hand with psycopg, redis-py and pika."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from django.db import connection, transaction
 from outbox.uuid7 import uuid7
 from tests.benchmarks import site
 from tests.benchmarks.protocol import Answer, added, measured, serve
-from tests.benchmarks.ways import outbox
-from tests.benchmarks.ways.dramatiq_site import QUEUE
+
+from . import outbox
+from .dramatiq_site import QUEUE
 
 BATCH = 500
 
@@ -30,13 +31,14 @@ UNNEST = (
 )
 CLAIM = """
 SELECT d.id, e.payload::text FROM outbox_delivery d JOIN outbox_event e ON e.id = d.event_id
-WHERE d.status = 'pending' AND d.held = '' ORDER BY d.available_at, d.id LIMIT %s FOR UPDATE OF d SKIP LOCKED
+WHERE d.state = 'pending' AND d.waits_for = ''
+ORDER BY d.available_at, d.id LIMIT %s FOR UPDATE OF d SKIP LOCKED
 """
-MARK = "UPDATE outbox_delivery SET status = 'dispatched', dispatched_at = now() WHERE id = ANY(%s)"
+MARK = "UPDATE outbox_delivery SET state = 'dispatched', dispatched_at = now() WHERE id = ANY(%s)"
 
 
 def publish(events: int) -> Answer:
-    """Write a row by hand in a business transaction, with the cursor of psycopg."""
+    """Write a row in a business transaction, with psycopg's cursor."""
     business = site.Business()
     clear()
     connection.ensure_connection()
@@ -49,7 +51,7 @@ def publish(events: int) -> Answer:
 
 
 def publish_by_django(events: int) -> Answer:
-    """Write a row by hand in a business transaction, with a cursor of Django."""
+    """Write a row in a business transaction, with Django's cursor."""
     business = site.Business()
     clear()
 
@@ -73,7 +75,7 @@ def publish_many_by_unnest(events: int) -> Answer:
 
 
 def drain(events: int) -> Answer:
-    """Claim, write to the broker and mark, in batches, until nothing is left."""
+    """Claim, send to the broker and mark, in batches, until no delivery is pending."""
     outbox.fill(events)
     send = _redis() if site.BROKER_URL.startswith("redis") else _rabbitmq()
     with psycopg.connect(**site.connection_options(), autocommit=True) as database:
@@ -136,7 +138,7 @@ def _redis() -> Any:
 
 
 def _rabbitmq() -> Any:
-    from tests.benchmarks.ways.pipelined import Pipelined
+    from .pipelined import Pipelined
 
     pipelined = Pipelined(site.BROKER_URL, QUEUE)
     return lambda rows: pipelined.send(

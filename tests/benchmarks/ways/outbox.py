@@ -1,8 +1,8 @@
-"""This package."""
+"""The ways of this package."""
 
 from __future__ import annotations
 
-from tests.benchmarks.ways import outbox_app  # sets Django up, which the models need
+from . import outbox_app  # sets Django up, which the models need
 
 # isort: split
 import sys
@@ -14,7 +14,7 @@ from django.db import connection, transaction
 from django.db.models import Q
 
 import outbox
-from outbox.models import Delivery, RelayHeartbeat
+from outbox.models import Delivery, ProcessHeartbeat
 from relay.process import run_relays
 from tests.benchmarks import ending, site
 from tests.benchmarks.ending import Fed
@@ -23,7 +23,7 @@ from tests.benchmarks.protocol import Answer, Task, added, measured, serve
 APP = "tests.benchmarks.ways.outbox_app"
 RELAY = (sys.executable, "-m", APP, "run_relay")
 CHUNK = 5000
-CONFIRM = "UPDATE outbox_delivery SET status = 'succeeded', finished_at = now() WHERE status = 'dispatched'"
+CONFIRM = "UPDATE outbox_delivery SET state = 'succeeded', finished_at = now() WHERE state = 'dispatched'"
 PACKAGES = ("django-dramatiq-outbox", "Django", "dramatiq", "psycopg", "redis", "pika")
 
 
@@ -39,7 +39,7 @@ def publish(events: int) -> Answer:
 
 
 def publish_many(events: int) -> Answer:
-    """Publish many at once, in one transaction."""
+    """Publish many events in one transaction."""
     clear()
     return measured(lambda: write(events), events)
 
@@ -51,19 +51,19 @@ def drain(events: int) -> Answer:
 
 
 def relays(events: int, count: int) -> Answer:
-    """Let several relay processes share a backlog."""
+    """Dispatch a backlog with several relay processes."""
     clear()
     return ending.drained(
         *[RELAY] * count,
         feed=feed,
         events=events,
-        is_ready=lambda: RelayHeartbeat.objects.count() == count,
+        is_ready=lambda: ProcessHeartbeat.objects.relays().count() == count,
         is_drained=is_all_sent,
     )
 
 
-def end_to_end(events: int, topic: str = "bench.single") -> Answer:
-    """Commit a backlog in front of a relay and a worker that have nothing else to do."""
+def end_to_end(events: int, topic: str = "bench.single", pause_s: float = 0.0) -> Answer:
+    """Commit a backlog for an idle relay and an idle worker."""
     clear()
     warm_up = outbox_app.BATCH_SIZE if topic == "bench.batch" else ending.WARM_UP_EVENTS
     return ending.end_to_end(
@@ -73,25 +73,31 @@ def end_to_end(events: int, topic: str = "bench.single") -> Answer:
         events=events,
         settle=lambda: ending.wait_until(_all_confirmed),
         warm_up=warm_up,
+        pause_s=pause_s,
     )
 
 
-def latency(samples: int) -> Answer:
+def latency(samples: int, rate: float = 0.0) -> Answer:
     """Commit one event at a time."""
     clear()
-    return ending.latency(ending.worker(APP), RELAY, feed=feed, samples=samples)
+    return ending.latency(ending.worker(APP), RELAY, feed=feed, samples=samples, rate=rate)
+
+
+def recovery(samples: int) -> Answer:
+    """Kill a worker, and measure until another one has run its messages."""
+    return ending.recovery(ending.worker(APP), RELAY, clear=clear, feed=feed, samples=samples)
 
 
 # ---------------------------------------------------------------- steps
 
 
 def relay_all() -> None:
-    """Dispatch all that is due."""
+    """Dispatch all due deliveries."""
     run_relays(["default"], drain=True)
 
 
 def write(events: int, topic: str = "bench.single") -> None:
-    """Publish so many events in one transaction."""
+    """Publish events in one transaction."""
     with transaction.atomic():
         for start in range(0, events, CHUNK):
             outbox.publish_many(
@@ -100,10 +106,10 @@ def write(events: int, topic: str = "bench.single") -> None:
 
 
 def feed(events: int, topic: str = "bench.single") -> Fed:
-    """Publish so many events in one transaction; the time counts from its commit on."""
+    """Publish events in one transaction; the time begins with its commit."""
     moments: list[float] = []
     with transaction.atomic():
-        # Runs before the hook by which the package wakes the relay.
+        # Runs before the hook that wakes the relay.
         transaction.on_commit(lambda: moments.append(time.monotonic()))
         if events == 1:
             outbox.publish(topic, site.PAYLOAD)
@@ -113,7 +119,7 @@ def feed(events: int, topic: str = "bench.single") -> Fed:
 
 
 def fill(events: int) -> None:
-    """Make a backlog, on empty tables and an empty queue."""
+    """Write a backlog into empty tables, with empty queues."""
     clear()
     write(events)
     with connection.cursor() as cursor:
@@ -123,31 +129,32 @@ def fill(events: int) -> None:
 def clear() -> None:
     """Empty the tables and the queues."""
     with connection.cursor() as cursor:
-        # A relay may be at work: its claims lock deliveries before events, too.
+        # A relay may be running. Its claims also lock deliveries before events.
         cursor.execute(
-            "TRUNCATE outbox_delivery, outbox_event, outbox_handlerstats, outbox_relayheartbeat, bench_order"
+            "TRUNCATE outbox_delivery, outbox_event, outbox_handlerstats, outbox_processheartbeat, "
+            "bench_order"
         )
     dramatiq.get_broker().flush_all()
 
 
 def settle() -> None:
-    """Confirm what was dispatched, as workers would have done meanwhile, and empty the queues."""
+    """Confirm all dispatched deliveries, as workers would, and empty the queues."""
     with connection.cursor() as cursor:
         cursor.execute(CONFIRM)
     dramatiq.get_broker().flush_all()
 
 
 def is_all_sent() -> bool:
-    """Return whether the relay has nothing left to do."""
-    return not Delivery.objects.filter(status="pending").exists()
+    """Return whether no delivery is pending."""
+    return not Delivery.objects.filter(state="pending").exists()
 
 
 def _all_confirmed() -> bool:
-    return not Delivery.objects.filter(Q(status="pending") | Q(status="dispatched")).exists()
+    return not Delivery.objects.filter(Q(state="pending") | Q(state="dispatched")).exists()
 
 
 def tasks() -> dict[str, Task]:
-    """Return what this version can do."""
+    """Return the tasks that this version supports."""
     found: dict[str, Task] = {
         "publish": publish,
         "publish_many": publish_many,
@@ -156,9 +163,8 @@ def tasks() -> dict[str, Task]:
         "end_to_end": end_to_end,
         "end_to_end_batched": partial(end_to_end, topic="bench.batch"),
         "latency": latency,
+        "recovery": recovery,
     }
-    if outbox_app.CAN_PACK:
-        found["end_to_end_packed"] = partial(end_to_end, topic="bench.pack")
     return found
 
 

@@ -1,23 +1,21 @@
-"""A site with this package, its settings as they come; what its workers import, and its `manage.py`."""
+"""A site with this package and its default settings: the module of its workers, and its `manage.py`."""
 
 from __future__ import annotations
 
-import inspect
 import sys
+import time
 from datetime import timedelta
-from typing import Any
 
 from tests.benchmarks import site
 from tests.benchmarks.processes import Tally
-from tests.benchmarks.ways.dramatiq_site import QUEUE, dramatiq_broker
+
+from .dramatiq_site import PAUSE_S, QUEUE, dramatiq_broker
 
 site.setup("django_dramatiq", "outbox", DRAMATIQ_BROKER=dramatiq_broker())
 
 import outbox  # noqa: E402  # needs the settings
 
 BATCH_SIZE = 500
-PACK = 50
-CAN_PACK = "pack" in inspect.signature(outbox.handler).parameters
 
 tally = Tally()
 
@@ -25,6 +23,8 @@ tally = Tally()
 @outbox.handler("bench.single", name="bench_single", queue_name=QUEUE)
 def single(event: outbox.ReceivedEvent) -> None:
     tally.hit()
+    if PAUSE_S:
+        time.sleep(PAUSE_S)
 
 
 @outbox.handler(
@@ -36,14 +36,6 @@ def single(event: outbox.ReceivedEvent) -> None:
 )
 def batch(events: list[outbox.ReceivedEvent]) -> None:
     tally.hit(len(events))
-
-
-if CAN_PACK:
-    packing: dict[str, Any] = {"pack": PACK}
-
-    @outbox.handler("bench.pack", name="bench_pack", queue_name=QUEUE, **packing)
-    def packed(event: outbox.ReceivedEvent) -> None:
-        tally.hit()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""RabbitMQ publishes with confirms, pipelined: written raw with pika's asynchronous connection."""
+"""Pipelined publishes with RabbitMQ confirms, written by hand with pika's asynchronous connection."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pika.adapters.select_connection import IOLoop
 
 
 class Pipelined:
-    """A channel in confirm mode; sends a batch, then waits for all of its confirms."""
+    """A channel in confirm mode, which sends a batch and then waits for all confirms."""
 
     def __init__(self, url: str, queue: str) -> None:
         broker = dramatiq.get_broker()

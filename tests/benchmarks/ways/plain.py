@@ -1,4 +1,4 @@
-"""Dramatiq alone: `actor.send`, in `on_commit` where there is a transaction."""
+"""Plain Dramatiq: `actor.send`, in `on_commit` if there is a transaction."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from django.db import transaction
 from tests.benchmarks import ending, site
 from tests.benchmarks.ending import Fed
 from tests.benchmarks.protocol import Answer, Clock, added, measured, serve
-from tests.benchmarks.ways.plain_app import plain
+
+from .plain_app import plain
 
 APP = "tests.benchmarks.ways.plain_app"
 
@@ -27,21 +28,26 @@ def publish(events: int) -> Answer:
 
 
 def drain(events: int) -> Answer:
-    """Send one message after the other: what a relay would do that calls `broker.enqueue` for each."""
+    """Send messages one by one, as a relay that calls `broker.enqueue` for each."""
     clear()
     return measured(lambda: feed(events), events)
 
 
-def end_to_end(events: int) -> Answer:
-    """Send messages one after the other to a worker that has nothing else to do."""
+def end_to_end(events: int, pause_s: float = 0.0) -> Answer:
+    """Send messages one by one to an idle worker."""
     clear()
-    return ending.end_to_end(ending.worker(APP), feed=feed, events=events)
+    return ending.end_to_end(ending.worker(APP), feed=feed, events=events, pause_s=pause_s)
 
 
-def latency(samples: int) -> Answer:
+def latency(samples: int, rate: float = 0.0) -> Answer:
     """Send one message at a time, each after a commit."""
     clear()
-    return ending.latency(ending.worker(APP), feed=feed_one, samples=samples)
+    return ending.latency(ending.worker(APP), feed=feed_one, samples=samples, rate=rate)
+
+
+def recovery(samples: int) -> Answer:
+    """Kill a worker, and measure until another one has run its messages."""
+    return ending.recovery(ending.worker(APP), clear=clear, feed=feed, samples=samples)
 
 
 def send() -> None:
@@ -50,7 +56,7 @@ def send() -> None:
 
 
 def feed(events: int) -> Fed:
-    """Send so many messages; the time counts from the first one on."""
+    """Send messages; the time begins with the first one."""
     clock, since = Clock(), time.monotonic()
     with clock.running():
         for _ in range(events):
@@ -59,7 +65,7 @@ def feed(events: int) -> Fed:
 
 
 def feed_one(_events: int) -> Fed:
-    """Send a message after a commit, from which the time counts."""
+    """Send a message after a commit; the time begins with the commit."""
     moments: list[float] = []
     with transaction.atomic():
         transaction.on_commit(lambda: moments.append(time.monotonic()))
@@ -75,6 +81,12 @@ def clear() -> None:
 if __name__ == "__main__":
     site.migrate()
     serve(
-        {"publish": publish, "drain": drain, "end_to_end": end_to_end, "latency": latency},
+        {
+            "publish": publish,
+            "drain": drain,
+            "end_to_end": end_to_end,
+            "latency": latency,
+            "recovery": recovery,
+        },
         packages=("Django", "dramatiq", "psycopg"),
     )

@@ -1,8 +1,8 @@
-"""This package: many publishers, each a process of its own that commits as fast as it can."""
+"""This package with many publisher processes that commit as fast as they can."""
 
 from __future__ import annotations
 
-from tests.benchmarks.ways import outbox  # sets Django up, which the models need
+from . import outbox  # sets Django up, which the models need
 
 # isort: split
 import multiprocessing
@@ -13,29 +13,29 @@ from django.conf import settings
 from django.db import connections, transaction
 
 import outbox as package
-from outbox.models import RelayHeartbeat
+from outbox.models import ProcessHeartbeat
 from tests.benchmarks import ending, site
 from tests.benchmarks.processes import children
 from tests.benchmarks.protocol import Answer, Clock, serve
 
-# Without executing anything again, which a hundred interpreters would take long for.
+# Forks, since a hundred fresh interpreters would take long to start.
 forking = multiprocessing.get_context("fork")
 
 
-class Crowd:
-    """Processes that wait until they are told to publish; all of them share the processors with a relay."""
+class Publishers:
+    """Processes that publish on request; they share the cores with a relay."""
 
     def __init__(self) -> None:
         self._pipes: list[Connection] = []
 
     def commit(self, seconds: float, *, publishers: int, notify: bool) -> Answer:
-        """Let so many of them publish at the same time; count what all of them commit."""
+        """Publish with many processes at the same time; count their commits."""
         while len(self._pipes) < publishers:
             self._pipes.append(_started())
         for pipe in self._pipes[:publishers]:
             pipe.send((seconds, notify))
         found = [pipe.recv() for pipe in self._pipes[:publishers]]
-        # The next ones find the relay at rest, as these did.
+        # The next turn finds an idle relay, as this one did.
         ending.wait_until(outbox.is_all_sent)
         outbox.settle()
         return {
@@ -46,21 +46,21 @@ class Crowd:
 
 
 def _started() -> Connection:
-    # A connection to the database must not be shared with a child.
+    # A child must not share a connection to the database.
     connections.close_all()
     ours, theirs = forking.Pipe()
     forking.Process(target=_publisher, args=(theirs,), daemon=True).start()
-    # Else nobody would see the end of one that fails.
+    # Otherwise this process would not notice that a publisher has failed.
     theirs.close()
     try:
         ours.recv()
     except EOFError:
-        raise RuntimeError("a publisher cannot publish; does PostgreSQL allow so many connections?") from None
+        raise RuntimeError("a publisher cannot publish; does PostgreSQL allow enough connections?") from None
     return ours
 
 
 def _publisher(pipe: Connection) -> None:
-    # The first one connects, and finds nothing cached.
+    # The first publish connects, with empty caches.
     _publish_one()
     pipe.send("ready")
     while True:
@@ -88,7 +88,7 @@ def _publish_one() -> None:
 
 
 def _relay_is_up() -> bool:
-    return RelayHeartbeat.objects.exists()
+    return ProcessHeartbeat.objects.relays().exists()
 
 
 if __name__ == "__main__":
@@ -96,4 +96,4 @@ if __name__ == "__main__":
     outbox.clear()
     with children(outbox.RELAY, env={}):
         ending.wait_until(_relay_is_up, ending.START_TIMEOUT_S)
-        serve({"commit": Crowd().commit}, packages=outbox.PACKAGES)
+        serve({"commit": Publishers().commit}, packages=outbox.PACKAGES)

@@ -1,8 +1,8 @@
-"""This package, whose relay runs all the time: beside retained rows, and while a transaction is open."""
+"""This package with a permanent relay: beside retained rows, and while a transaction is open."""
 
 from __future__ import annotations
 
-from tests.benchmarks.ways import outbox  # sets Django up, which the models need
+from . import outbox  # sets Django up, which the models need
 
 # isort: split
 import threading
@@ -13,28 +13,30 @@ from typing import Any
 import psycopg
 from django.db import ProgrammingError, connection
 
-from outbox.lifecycle import batch_dispatched
-from relay.loop import Relay, RelayOptions
+from outbox.observability.telemetry import batch_dispatched
+from relay.loop import Relay
+from relay.relay_options import RelayOptions
 from relay.stopping import Stop
 from tests.benchmarks import site
 from tests.benchmarks.protocol import Answer, measured, serve
-from tests.benchmarks.ways.dramatiq_site import QUEUE
+
+from .dramatiq_site import QUEUE
 
 CHUNK = 100_000
 DISPATCH_TIMEOUT_S = 240.0
 
-# Of the last hour, so that nothing of it is pruned.
+# Events of the last hour, so that none of them is pruned.
 RETAINED = """
 WITH new_event AS (
     INSERT INTO outbox_event (id, topic, key, payload, headers)
     SELECT (lpad(to_hex((extract(epoch FROM now()) * 1000)::bigint - 3600000), 12, '0')
             || '70008' || lpad(to_hex(n), 15, '0'))::uuid, 'bench.single', '',
-           '{"order_id": 7, "note": "such as one has"}', '{}'
+           '{"order_id": 7, "note": "a typical note"}', '{}'
     FROM generate_series(%s::bigint, %s::bigint - 1) AS n
     RETURNING id
 )
 INSERT INTO outbox_delivery
-    (event_id, handler, queue, status, attempts, available_at, dispatched_at, finished_at)
+    (event_id, handler, queue, state, attempts, available_at, dispatched_at, finished_at)
 SELECT id, 'bench_single', %s, 'succeeded', 1,
        now() - interval '1 hour', now() - interval '1 hour', now() - interval '1 hour'
 FROM new_event
@@ -42,14 +44,14 @@ FROM new_event
 
 
 class Running:
-    """A relay in a thread of its own, and how much it has dispatched."""
+    """A relay in a thread of its own, and the number of deliveries that it has dispatched."""
 
     def __init__(self) -> None:
         self._dispatched = 0
         self._changed = threading.Condition()
 
     def count(self, sender: Any, counts: Mapping[str, int], **_more: Any) -> None:
-        """Receive the signal of a batch."""
+        """Receive the signal `batch_dispatched`."""
         with self._changed:
             self._dispatched += sum(counts.values())
             self._changed.notify_all()
@@ -69,7 +71,7 @@ class Running:
 
 
 class Tasks:
-    """What is measured with a running relay."""
+    """The tasks with a running relay."""
 
     def __init__(self, running: Running, stack: ExitStack) -> None:
         self._running = running
@@ -77,41 +79,41 @@ class Tasks:
         self._pin: psycopg.Connection[Any] | None = None
 
     def retain(self, rows: int) -> Answer:
-        """Write rows that are done with, and let the database settle."""
+        """Write finished rows, and vacuum the tables."""
         for first in range(0, rows, CHUNK):
             execute(RETAINED, first, min(first + CHUNK, rows), QUEUE)
         for table in ("outbox_event", "outbox_delivery"):
             execute(f"VACUUM ANALYZE {table}")
-        # Not everybody may.
+        # The role may lack the permission.
         with suppress(ProgrammingError):
             execute("CHECKPOINT")
         return {}
 
     def pin(self) -> Answer:
-        """Hold a snapshot from now on, so that nothing that dies meanwhile may go."""
+        """Hold a snapshot from now on, so that no dead row can be removed."""
         self._pin = self._stack.enter_context(psycopg.connect(**site.connection_options()))
         self._pin.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
-        # Without a table, which nobody could empty then.
+        # Without a table, which could not be truncated then.
         self._pin.execute("SELECT 1")
         return {}
 
     def relay_on_empty(self, events: int) -> Answer:
-        """Relay on tables that are emptied before."""
+        """Relay on emptied tables."""
         outbox.clear()
         return self._running.relay(events)
 
     def relay_on_kept(self, events: int) -> Answer:
-        """Relay on tables as they are."""
+        """Relay on the tables with their rows."""
         answer = self._running.relay(events)
         if self._pin is not None:
-            # Fails if somebody has ended it meanwhile.
+            # Fails if the transaction has been ended.
             self._pin.execute("SELECT 1")
         return answer
 
 
 @contextmanager
 def relaying() -> Iterator[Running]:
-    """Run a relay for the length of a block."""
+    """Run a relay while the block runs."""
     running = Running()
     batch_dispatched.connect(running.count)
     with Stop() as stop:

@@ -1,4 +1,4 @@
-"""The ledger: what was committed on one side, and what became of it on the other."""
+"""The tables of the ledger: business rows, and the effects of handlers."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class Sale(models.Model):
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4)
     run = models.CharField(max_length=40, db_index=True)
-    lane = models.CharField(max_length=10)
-    number = models.IntegerField()  # in its lane, in the order of publication
+    ordering_key = models.CharField(max_length=10)
+    number = models.IntegerField()  # in the order of publication with its ordering key
 
     objects: ClassVar[models.Manager[Sale]] = models.Manager()
 
@@ -24,10 +24,10 @@ class Sale(models.Model):
 
 
 class Effect(models.Model):
-    """What a handler did about a sale, once for each time that it did it, by the database's clock."""
+    """One run of a handler for a sale, with times by the database's clock."""
 
     handler = models.CharField(max_length=20)
-    sale = models.UUIDField()  # no foreign key: an effect of a sale that was rolled back must show
+    sale = models.UUIDField()  # no foreign key: an effect of a rolled-back sale must be visible
     run = models.CharField(max_length=40, db_index=True)
     began_at = models.DateTimeField(db_default=Now())
     done_at = models.DateTimeField(null=True)

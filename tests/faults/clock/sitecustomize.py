@@ -1,6 +1,6 @@
 """Set the clock of this process wrong by `OUTBOX_TEST_CLOCK_OFFSET_S`, as on a host without NTP.
 
-Python imports a module of this name at its start, ahead of all that could read the clock.
+Python imports a module of this name at its start, before any other module reads the clock.
 """
 
 import datetime
@@ -16,7 +16,7 @@ RightDatetime = datetime.datetime
 
 
 class AnyDatetime(type(RightDatetime)):
-    """Lets what C code makes pass as what Python code makes."""
+    """Accepts instances that C code has made."""
 
     def __instancecheck__(cls, instance):
         return isinstance(instance, RightDatetime)

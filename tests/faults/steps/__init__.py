@@ -1,1 +1,1 @@
-"""What goes wrong."""
+"""The steps of scenarios."""

@@ -1,4 +1,4 @@
-"""What befalls the database and the connections to it."""
+"""Faults of the database and of the connections to it."""
 
 from __future__ import annotations
 
@@ -8,23 +8,24 @@ from datetime import timedelta
 import psycopg
 
 from tests.faults import effort
-from tests.faults.deafness import DeafWay
+from tests.faults.half_open import HalfOpenProxy
 from tests.faults.ledger import APPLICATION
-from tests.faults.steps.run import MOMENT, Run
-from tests.processes import wait_until
+from tests.support.processes import wait_until
+
+from .run import MOMENT, Run
 
 
 def restart_postgres(run: Run) -> None:
-    """Restart PostgreSQL as `pg_ctl restart -m immediate` does: it recovers as after a crash."""
+    """Restart PostgreSQL as `pg_ctl restart -m immediate` does; it recovers as after a crash."""
     run.for_a_while(MOMENT)
     run.stage.postgres.restart("immediate")
 
 
 def terminate_backends(run: Run) -> None:
-    """End connections of everyone, a few at a time, over and over."""
+    """Terminate connections of all processes, two at a time, 20 times."""
     for _ in range(20):
         run.for_a_while(timedelta(seconds=0.2))
-        run.stage.ledger.ask(
+        run.stage.ledger.first_row(
             "SELECT count(pg_terminate_backend(pid)) FROM ("
             "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND application_name <> %s"
             " ORDER BY random() LIMIT 2) AS few",
@@ -33,7 +34,7 @@ def terminate_backends(run: Run) -> None:
 
 
 def idle_connections(run: Run) -> None:
-    """Open 200 connections that do nothing, some of them in a transaction."""
+    """Open 200 idle connections, some of them in a transaction."""
     for number in range(200):
         idle = run.stack.enter_context(
             psycopg.connect(run.stage.database_url, autocommit=number % 10 > 0, application_name=APPLICATION)
@@ -43,8 +44,8 @@ def idle_connections(run: Run) -> None:
 
 
 def full_disk(run: Run) -> None:
-    """Let the database refuse every seventh delivery that is written, with the error of a full disk."""
-    run.stage.ledger.tell(
+    """Refuse every seventh new delivery with the error of a full disk."""
+    run.stage.ledger.execute(
         "CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
         " RAISE EXCEPTION 'could not extend file: No space left on device' USING ERRCODE = 'disk_full';"
         " END $$",
@@ -52,18 +53,18 @@ def full_disk(run: Run) -> None:
         " WHEN (NEW.id % 7 = 0) EXECUTE FUNCTION full_disk()",
     )
     run.wait_for_sales(20)
-    run.stage.ledger.tell("DROP TRIGGER full_disk ON outbox_delivery", "DROP FUNCTION full_disk")
+    run.stage.ledger.execute("DROP TRIGGER full_disk ON outbox_delivery", "DROP FUNCTION full_disk")
 
 
 def lock_out_publishers(run: Run) -> None:
-    """Lock the table until publishers run into their statement_timeout."""
-    heard = run.stage.hearing(run.stage.publisher, "statement timeout")
-    with psycopg.connect(run.stage.database_url) as locker, heard:
+    """Lock the table until a publisher reaches its statement_timeout."""
+    timeout = run.stage.waiting_for_output(run.stage.publisher, "statement timeout")
+    with psycopg.connect(run.stage.database_url) as locker, timeout:
         locker.execute("LOCK TABLE outbox_delivery IN EXCLUSIVE MODE")
 
 
 def late_transaction(run: Run) -> None:
-    """Keep a transaction open that has published, while later ones are committed and delivered."""
+    """Keep a publishing transaction open while later transactions are committed and delivered."""
     with run.stage.late_sale(run.name):
         open_until = time.monotonic() + effort.LATE_S
         run.wait_for_effects(50)
@@ -71,13 +72,13 @@ def late_transaction(run: Run) -> None:
             run.wait_for_effects(1)
 
 
-def deaf_relay(run: Run) -> None:
-    """Put a relay in the place of the first whose LISTEN connection dies without anybody telling it."""
-    way = run.stack.enter_context(DeafWay(run.stage.database_url))
+def lose_notifications(run: Run) -> None:
+    """Replace the relay with one whose LISTEN connection becomes half-open."""
+    proxy = run.stack.enter_context(HalfOpenProxy(run.stage.database_url))
     run.stage.kill_relay()
-    relay = run.stage.start_relay(DATABASE_URL=way.url)
+    relay = run.stage.start_relay(DATABASE_URL=proxy.url)
     run.stack.callback(run.stage.start_relay)
     run.stack.callback(run.stage.kill_relay, relay)
     run.wait_for_effects(10)
-    wait_until(way.deafen, what="the relay to listen")
+    wait_until(proxy.break_listeners, what="the relay to listen")
     run.wait_for_effects(50)

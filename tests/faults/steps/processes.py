@@ -1,4 +1,4 @@
-"""What befalls relays and workers: each step does one thing, and waits until it is done."""
+"""Faults of relays and workers: each step does one thing, and waits until it is done."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import signal
 
 from tests.conftest import ROOT
 from tests.faults.stage import CLOCK
-from tests.faults.steps.run import MOMENT, Run, Step
+
+from .run import MOMENT, Run, Step
 
 
 def kill_relay(run: Run) -> None:
-    """Kill the relay at a random point."""
+    """Kill the relay at a random moment."""
     run.for_a_while(MOMENT)
     run.stage.kill_relay()
 
@@ -21,10 +22,10 @@ def start_relay(run: Run) -> None:
 
 
 def kill_worker_at_work(run: Run) -> None:
-    """Kill the worker while all handlers are in the middle of their work."""
-    run.stage.hold_handlers()
+    """Kill the worker while a run of each handler is stalled."""
+    run.stage.stall_handlers()
     run.stage.kill_worker()
-    run.stage.let_go()
+    run.stage.resume_handlers()
 
 
 def start_worker(run: Run) -> None:
@@ -33,12 +34,12 @@ def start_worker(run: Run) -> None:
 
 
 def second_relay(run: Run) -> None:
-    """Let another relay work beside the first."""
+    """Run another relay beside the first one."""
     run.stack.callback(run.stage.kill_relay, run.stage.start_relay())
 
 
 def stop_relays_in_turn(run: Run) -> None:
-    """Stop each relay for a while, and let it go on, with times in which both stand still."""
+    """Stop and continue each relay, with times in which both are stopped."""
     first, second = run.random.sample(run.stage.relays, 2)
     for relay, number in (
         (first, signal.SIGSTOP),
@@ -53,7 +54,7 @@ def stop_relays_in_turn(run: Run) -> None:
 
 
 def wrong_clock(hours: int) -> Step:
-    """Let a relay whose host's clock is wrong by hours work beside one whose clock is right."""
+    """Run a relay with a wrong clock beside a relay with the right time."""
 
     def start(run: Run) -> None:
         offset_s = str(hours * 3600)

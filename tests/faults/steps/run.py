@@ -1,4 +1,4 @@
-"""A scenario while it runs, and what its steps are made of."""
+"""A running scenario, and the building blocks of its steps."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from datetime import timedelta
 from random import Random
 
 from tests.faults.stage import Stage
-from tests.processes import wait_until
+from tests.support.processes import wait_until
 
 
 class Run:
-    """One run of a scenario: its name in the ledger, its stage and its dice.
+    """One run of a scenario: its name in the ledger, its stage and its random numbers.
 
     Args:
-        stack: what is to be undone only after the recovery.
+        stack: undone after the recovery.
     """
 
     def __init__(self, name: str, stage: Stage, random: Random, stack: ExitStack) -> None:
@@ -26,17 +26,17 @@ class Run:
         self.stack = stack
 
     def wait_for_effects(self, more: int, deadline_s: float = 60) -> None:
-        """Wait until handlers have done more work."""
+        """Wait until handlers have had this many more effects."""
         wanted = self.stage.ledger.effects(self.name) + more
         wait_until(lambda: self.stage.ledger.effects(self.name) >= wanted, deadline_s, f"{wanted} effects")
 
     def wait_for_sales(self, more: int) -> None:
-        """Wait until more has been committed."""
+        """Wait until this many more sales are committed."""
         wanted = self.stage.ledger.sales(self.name) + more
         wait_until(lambda: self.stage.ledger.sales(self.name) >= wanted, 60, f"{wanted} sales")
 
     def for_a_while(self, upto: timedelta) -> None:
-        """Let a random time pass: a fault is to come at any point of the others' work."""
+        """Sleep for a random time, so that the fault comes at a random point of the other processes' work."""
         time.sleep(self.random.uniform(0, upto.total_seconds()))
 
 
@@ -52,5 +52,5 @@ def times(number: int, *steps: Step) -> tuple[Step, ...]:
 
 
 def work(run: Run) -> None:
-    """Let all go well for a little while."""
+    """Wait for some effects without a fault."""
     run.wait_for_effects(20)

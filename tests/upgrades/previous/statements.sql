@@ -1,5 +1,106 @@
-INSERT INTO outbox_event (id, topic, key, payload, headers, dedup_key)
-VALUES ('01a202f278527d10aa61cedf3df018a6'::uuid, 'upgrade.nobody', '', 'null'::jsonb, '{}'::jsonb, NULL)
+        INSERT INTO outbox_event (id, topic, payload, key, headers, version)
+        VALUES ('01a216a1cdcf7e2893c138e4ce25a248'::uuid, 'upgrade.nobody', 'null'::jsonb, '',
+                '{}', 1)
+    
+
+-- ----------------
+
+        WITH new_event AS (
+        INSERT INTO outbox_event (id, topic, payload, key, headers, version)
+        VALUES ('01a216a1cdca7472bfff0feef5266536'::uuid, 'upgrade.event', '{"text":"naïve","n":[1,null]}'::jsonb, 'one',
+                '{"tenant":"a"}'::jsonb, 1)
+    )
+        INSERT INTO outbox_delivery (event_id, handler, queue, key, waits_for, available_at, expires_at)
+        VALUES ('01a216a1cdca7472bfff0feef5266536'::uuid, 'upgrade_event', 'upgrades', '', '', statement_timestamp(), NULL)
+    
+
+-- ----------------
+
+        WITH new_event AS (
+        INSERT INTO outbox_event (id, topic, payload, key, headers, version)
+        VALUES ('01a216a1cdcc77a68496002be0860156'::uuid, 'upgrade.event', '"delayed"'::jsonb, '',
+                '{}', 1)
+    )
+        INSERT INTO outbox_delivery (event_id, handler, queue, key, waits_for, available_at, expires_at)
+        VALUES ('01a216a1cdcc77a68496002be0860156'::uuid, 'upgrade_event', 'upgrades', '', '', '2026-01-01 00:00:00+00:00'::timestamptz, NULL)
+    
+
+-- ----------------
+
+        WITH new_event AS (
+        INSERT INTO outbox_event (id, topic, payload, key, headers, version)
+        VALUES ('01a216a1cdce791090fa3941de84c800'::uuid, 'upgrade.failing', 'null'::jsonb, '',
+                '{}', 1)
+    )
+        INSERT INTO outbox_delivery (event_id, handler, queue, key, waits_for, available_at, expires_at)
+        VALUES ('01a216a1cdce791090fa3941de84c800'::uuid, 'upgrade_failing', 'upgrades', '', '', statement_timestamp() + '0:00:00.001000'::interval, NULL)
+    
+
+-- ----------------
+
+        WITH new_event AS (
+        INSERT INTO outbox_event (id, topic, payload, key, headers, version)
+        VALUES ('01a216a1cdce7fffb4ef14b6ecaa36ca'::uuid, 'upgrade.event', '0'::jsonb, 'many-0',
+                '{}', 1)
+    )
+        INSERT INTO outbox_delivery (event_id, handler, queue, key, waits_for, available_at, expires_at)
+        VALUES ('01a216a1cdce7fffb4ef14b6ecaa36ca'::uuid, 'upgrade_event', 'upgrades', '', '', statement_timestamp(), NULL)
+    
+
+-- ----------------
+
+        WITH new_event AS (
+        INSERT INTO outbox_event (id, topic, payload, key, headers, version)
+        VALUES ('01a216a1cdd07e82ad0a45261aaa0a6b'::uuid, 'actor.upgrade_call', '{"args":[7],"kwargs":{"width":2}}'::jsonb, '',
+                '{}', 1)
+    )
+        INSERT INTO outbox_delivery (event_id, handler, queue, key, waits_for, available_at, expires_at)
+        VALUES ('01a216a1cdd07e82ad0a45261aaa0a6b'::uuid, 'upgrade_call', 'upgrades', '', '', statement_timestamp(), NULL)
+    
+
+-- ----------------
+
+        WITH new_event AS (
+        INSERT INTO outbox_event (id, topic, payload, key, headers, version)
+        VALUES ('01a216a1cdd2759b97a6065f472af221'::uuid, 'upgraded.testapp.order', '{"signal":"tests.upgrades.handlers.upgraded","snapshot_handlers":["upgrade_receiver"],"snapshots":{"sender":{"$":"class","v":"testapp.Order"},"order":{"$":"instance","model":"testapp.Order","database":null,"adding":true,"fields":{"id":41,"customer_id":null,"status":"paid","total":{"$":"decimal","v":"9.90"},"note":""}},"at":{"$":"datetime","v":"2026-01-01T00:00:00+00:00"},"token":{"$":"uuid","v":"00000000-0000-0000-0000-000000000001"},"amounts":{"net":{"$":"decimal","v":"1.50"},"wait":{"$":"timedelta","v":[0,60,0]}},"colour":{"$":"enum","v":"RED","path":"tests.upgrades.handlers:Colour"}}}'::jsonb, '',
+                '{}', 1)
+    )
+        INSERT INTO outbox_delivery (event_id, handler, queue, key, waits_for, available_at, expires_at)
+        VALUES ('01a216a1cdd2759b97a6065f472af221'::uuid, 'upgrade_receiver', 'upgrades', '', '', statement_timestamp(), NULL)
+    
+
+-- ----------------
+
+        WITH new_event AS (
+        INSERT INTO outbox_event (id, topic, payload, key, headers, version)
+        VALUES ('01a216a1cdd370fca4dc8aa9846cae0f'::uuid, 'upgrade.batch', '{"n":0}'::jsonb, '',
+                '{}', 1)
+    )
+        INSERT INTO outbox_delivery (event_id, handler, queue, key, waits_for, available_at, expires_at)
+        VALUES ('01a216a1cdd370fca4dc8aa9846cae0f'::uuid, 'upgrade_batch', 'upgrades', '', 'batch', statement_timestamp() + '0:00:00.001000'::interval, NULL)
+    
+
+-- ----------------
+
+        WITH new_event AS (
+        INSERT INTO outbox_event (id, topic, payload, key, headers, version)
+        VALUES ('01a216a1cdd4751796b64b210a1951a5'::uuid, 'upgrade.ordered', '0'::jsonb, 'key-1',
+                '{}', 1)
+    )
+        INSERT INTO outbox_delivery (event_id, handler, queue, key, waits_for, available_at, expires_at)
+        VALUES ('01a216a1cdd4751796b64b210a1951a5'::uuid, 'upgrade_ordered', 'upgrades', 'key-1', '', statement_timestamp(), NULL)
+    
+
+-- ----------------
+
+DELETE FROM outbox_delivery WHERE id = ANY(ARRAY(
+    SELECT id FROM outbox_delivery
+    WHERE event_id = ANY('{}'::uuid[]) AND (
+        state IN ('succeeded', 'discarded')
+        OR (state = 'failed' AND finished_at <= statement_timestamp() - '90 days 0:00:00'::interval)
+    )
+    FOR UPDATE SKIP LOCKED
+))
 
 -- ----------------
 
@@ -7,8 +108,8 @@ INSERT INTO outbox_handlerstats AS old
     (bucket, handler, dispatched, succeeded, retried, failed, duration_total_s, duration_max_s, histogram)
 SELECT date_trunc('minute', statement_timestamp()), handler, dispatched, succeeded, retried, failed,
        duration_total_s, duration_max_s, histogram::integer[]
-FROM unnest('{upgrade_lane}'::text[], '{0}'::int2[]::integer[], '{1}'::int2[]::integer[], '{0}'::int2[]::integer[], '{0}'::int2[]::integer[], '{0.024624470000162546}'::float8[]::float8[],
-            '{0.024624470000162546}'::float8[]::float8[], '{"{0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,1,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0}"}'::text[])
+FROM unnest('{upgrade_ordered}'::text[], '{1}'::int2[]::integer[], '{1}'::int2[]::integer[], '{0}'::int2[]::integer[], '{0}'::int2[]::integer[], '{0.009348450000288722}'::float8[]::float8[],
+            '{0.009348450000288722}'::float8[]::float8[], '{"{0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,1,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0}"}'::text[])
     AS new(handler, dispatched, succeeded, retried, failed, duration_total_s, duration_max_s, histogram)
 ON CONFLICT (bucket, handler) DO UPDATE SET
     dispatched = old.dispatched + excluded.dispatched,
@@ -24,134 +125,164 @@ ON CONFLICT (bucket, handler) DO UPDATE SET
 
 -- ----------------
 
-SELECT handler,
+SELECT rule.handler,
        CASE WHEN waiting.rows >= rule.size THEN 0.0
-            ELSE extract(epoch FROM waiting.oldest - statement_timestamp()) END::float8
-FROM unnest('{upgrade_batch}'::text[], '{2}'::int2[]::integer[], '{0:00:00.001000}'::interval[]::interval[]) AS rule(handler, size, wait)
+            ELSE extract(epoch FROM waiting.oldest - statement_timestamp()) END::float8,
+       (extract(epoch FROM waiting.oldest) * 1000000)::bigint, waiting.first,
+       (extract(epoch FROM statement_timestamp()) * 1000000)::bigint
+FROM unnest('{upgrade_batch}'::text[], '{2}'::int2[]::integer[], '{0:00:00.001000}'::interval[]::interval[],
+            '{-infinity}'::timestamptz[], '{0}'::int2[]::bigint[]) AS rule(handler, size, wait, due_at, id)
 CROSS JOIN LATERAL (
-    SELECT count(*) AS rows, min(available_at) AS oldest FROM (
-        SELECT available_at FROM outbox_delivery d
-        WHERE d.status = 'pending' AND d.held <> '' AND d.held = 'batch' AND d.handler = rule.handler
+    SELECT count(*) AS rows, min(available_at) AS oldest,
+           (array_agg(id ORDER BY available_at, id))[1] AS first
+    FROM (
+        SELECT available_at, id FROM outbox_delivery d
+        WHERE d.state = 'pending' AND d.waits_for = 'batch' AND d.handler = rule.handler
           AND d.available_at <= statement_timestamp() + rule.wait
-        ORDER BY d.id LIMIT rule.size
+          AND (d.available_at, d.id) >= (rule.due_at, rule.id)
+        ORDER BY d.available_at, d.id LIMIT rule.size
     ) AS batch
 ) AS waiting
-WHERE waiting.rows > 0
+WHERE rule.handler NOT IN (SELECT handler FROM outbox_pausedhandler)
 
 -- ----------------
 
-UPDATE outbox_delivery d SET held = ''
-FROM unnest('{upgrade_lane}'::text[], '{lane-1}'::text[]) AS lane(handler, key)
-CROSS JOIN LATERAL (
-    SELECT p.id, p.status, p.held FROM outbox_delivery p
-    WHERE p.handler = lane.handler AND p.key = lane.key AND p.key <> ''
-      AND p.status IN ('pending', 'dispatched', 'failed')
-      AND (p.status <> 'failed' OR p.handler <> ALL('{}'::text[]))
-    ORDER BY p.status <> 'dispatched', p.id LIMIT 1
-) AS head
-WHERE d.id = head.id AND head.held = 'lane' AND head.status = 'pending' AND d.status = 'pending'
-
--- ----------------
-
-WITH 
-locked AS MATERIALIZED (
-    SELECT id, event_id, handler, key, available_at FROM outbox_delivery
-    WHERE status = 'pending' AND held = '' AND available_at <= statement_timestamp() AND key <> '' 
-    ORDER BY available_at, id
-    LIMIT 500
-    FOR NO KEY UPDATE SKIP LOCKED
-), blocked AS MATERIALIZED (
-    SELECT l.id FROM locked l
-    WHERE EXISTS (
-        SELECT 1 FROM outbox_delivery p
-        WHERE p.handler = l.handler AND p.key = l.key AND p.key <> '' AND p.id <> l.id
-          AND (p.id < l.id OR p.status = 'dispatched')
-          AND p.status IN ('pending', 'dispatched', 'failed')
-          AND (p.status <> 'failed' OR l.handler <> ALL('{}'::text[]))
+WITH RECURSIVE head AS (
+    (
+        SELECT handler, key, state, waits_for, 1 AS number FROM outbox_delivery
+        WHERE (handler, key) > ('', '') AND key <> '' AND state IN ('pending', 'dispatched', 'failed')
+        ORDER BY handler, key, id LIMIT 1
     )
-), first AS (
-    SELECT * FROM locked l WHERE NOT EXISTS (SELECT 1 FROM blocked b WHERE b.id = l.id)
-), 
-sized AS (
-    SELECT l.id, e.topic, e.key, e.payload, e.headers, e.created_at,
-           sum(coalesce(pg_column_size(e.payload), 0)) OVER (ORDER BY l.available_at, l.id)
-               - coalesce(pg_column_size(e.payload), 0) AS bytes_before
-    FROM first l LEFT JOIN outbox_event e ON e.id = l.event_id
-), marked AS (
-UPDATE outbox_delivery d SET
-    status = 'dispatched', confirm_by = statement_timestamp() + '1:00:00'::interval,
-    attempts = least(d.attempts + 1, 32767),
-    dispatched_at = statement_timestamp()
-FROM sized s
-WHERE d.id = s.id AND s.bytes_before < 16777216
-RETURNING d.id, d.event_id, d.handler, d.queue, coalesce(s.key, ''), d.attempts, d.redeliveries,
-          coalesce(s.topic, ''), coalesce(s.payload::text, ''), coalesce(s.headers::text, ''),
-          coalesce(s.created_at::text, ''), coalesce(d.expires_at <= statement_timestamp(), false),
-          (extract(epoch FROM d.dispatched_at) * 1000000)::bigint,
-          false AS held, (SELECT count(*) FROM locked)
-), hold AS (
-    UPDATE outbox_delivery d SET held = 'lane' FROM blocked b WHERE d.id = b.id
-    RETURNING d.id, d.event_id, d.handler, d.queue, d.key, 0, 0, '', '', '', '', false, 0, true,
-              (SELECT count(*) FROM locked)
+    UNION ALL
+    SELECT later.*, head.number + 1 FROM head CROSS JOIN LATERAL (
+        SELECT p.handler, p.key, p.state, p.waits_for FROM outbox_delivery p
+        WHERE (p.handler, p.key) > (head.handler, head.key) AND p.key <> ''
+          AND p.state IN ('pending', 'dispatched', 'failed')
+        ORDER BY p.handler, p.key, p.id LIMIT 1
+    ) AS later
+    WHERE head.number < 1000
 )
-SELECT * FROM marked UNION ALL SELECT * FROM hold
+SELECT handler, key, number FROM head
+WHERE number = 1000 OR state = 'failed' OR (state = 'pending' AND waits_for = 'key')
+ORDER BY number
+
+-- ----------------
+
+WITH blocked AS MATERIALIZED (
+    SELECT head.id FROM unnest('{upgrade_ordered}'::text[], '{key-1}'::text[]) AS asked(handler, key)
+    CROSS JOIN LATERAL (
+        SELECT p.id, p.state, p.waits_for FROM outbox_delivery p
+        WHERE p.handler = asked.handler AND p.key = asked.key AND p.key <> ''
+          AND p.state IN ('pending', 'dispatched', 'failed')
+          AND (p.state <> 'failed' OR p.handler <> ALL('{}'::text[]))
+        ORDER BY p.id LIMIT 1
+    ) AS head
+    LEFT JOIN LATERAL (
+        SELECT true AS found FROM outbox_delivery p
+        WHERE p.handler = asked.handler AND p.key = asked.key AND p.key <> '' AND p.state = 'dispatched'
+        LIMIT 1
+    ) AS sent ON true
+    WHERE head.waits_for = 'key' AND head.state = 'pending' AND sent.found IS NULL
+), free AS (
+    SELECT d.id FROM outbox_delivery d
+    WHERE d.id = ANY(ARRAY(SELECT id FROM blocked)) AND d.state = 'pending' AND d.waits_for = 'key'
+    FOR NO KEY UPDATE SKIP LOCKED
+)
+UPDATE outbox_delivery d SET
+    waits_for = '', available_at = greatest(d.available_at, statement_timestamp()), due_since = NULL
+WHERE d.id = ANY(ARRAY(SELECT id FROM free))
+
+-- ----------------
+
+WITH chunk AS MATERIALIZED (
+    SELECT id FROM outbox_event WHERE id > '00000000000000000000000000000000'::uuid AND id < '01a1f2954a3c7b5c8000000000000000'::uuid ORDER BY id LIMIT 1000
+), finished AS (
+    SELECT e.id FROM outbox_event e
+    WHERE e.id = ANY(ARRAY(SELECT id FROM chunk)) AND NOT EXISTS (
+        SELECT FROM outbox_delivery d WHERE d.event_id = e.id AND (
+            d.state IN ('pending', 'dispatched')
+            OR (d.state = 'failed' AND d.finished_at > statement_timestamp() - '90 days 0:00:00'::interval)
+        )
+    )
+    FOR UPDATE OF e SKIP LOCKED
+)
+SELECT (SELECT count(*) FROM chunk), (SELECT id FROM chunk ORDER BY id DESC LIMIT 1),
+       ARRAY(SELECT id FROM finished)::text
+
+-- ----------------
+
+WITH finished AS MATERIALIZED (
+    SELECT id FROM outbox_event e
+    WHERE e.id = ANY('{}'::uuid[]) AND NOT EXISTS (SELECT FROM outbox_delivery d WHERE d.event_id = e.id)
+), attempts AS (
+    DELETE FROM outbox_taskattempt WHERE event_id = ANY(ARRAY(SELECT id FROM finished))
+)
+DELETE FROM outbox_event WHERE id = ANY(ARRAY(SELECT id FROM finished))
 
 -- ----------------
 
 WITH mine AS MATERIALIZED (
-    SELECT id FROM unnest('{13}'::int2[]::bigint[]) AS asked(id)
-    WHERE pg_try_advisory_xact_lock(hashtextextended('outbox_delivery', id))
+    SELECT id, event_id FROM unnest('{13}'::int2[]::bigint[], '{01a216a1-cdd4-7517-96b6-4b210a1951a5}'::uuid[]) AS asked(id, event_id)
+    WHERE pg_try_advisory_xact_lock(
+        uuid_hash_extended(event_id, hashint8extended(id, 'outbox_delivery'::regclass::oid::bigint))
+    )
 )
-UPDATE outbox_delivery d SET status = 'succeeded', finished_at = statement_timestamp(), confirm_by = NULL
-FROM mine WHERE d.id = mine.id AND d.status IN ('pending', 'dispatched')
-RETURNING d.id
+UPDATE outbox_delivery d SET state = 'succeeded', finished_at = statement_timestamp(), confirm_by = NULL
+FROM mine WHERE d.id = ANY(ARRAY(SELECT id FROM mine)) AND d.id = mine.id AND d.event_id = mine.event_id
+  AND d.state IN ('pending', 'dispatched')
+RETURNING d.id, d.event_id::text
 
 -- ----------------
 
 WITH new_event AS (
-    
-    INSERT INTO outbox_event (id, topic, key, payload, headers, dedup_key)
-    SELECT id, topic, key, payload::jsonb, headers::jsonb, dedup_key
-    FROM unnest('{01a202f2784b7b50b983af5f91484e10}'::uuid[]::uuid[], '{upgrade.event}'::text[], '{""}'::text[],  E'{"\\"perishable\\""}'::text[], '{"{}"}'::text[], '{once}'::text[])
-        AS new(id, topic, key, payload, headers, dedup_key)
- ON CONFLICT (topic, dedup_key) WHERE dedup_key IS NOT NULL DO NOTHING RETURNING id
+    INSERT INTO outbox_event (id, topic, key, payload, headers, dedup_key, version)
+    VALUES ('01a216a1cdcc7f73b3b3846b69e915f3'::uuid::uuid, 'upgrade.event', '', '"perishable"'::jsonb, '{}'::jsonb, 'once', 1)
+    ON CONFLICT (topic, dedup_key) WHERE dedup_key IS NOT NULL DO NOTHING RETURNING id
 ), new_delivery AS (
-    
-    INSERT INTO outbox_delivery (event_id, handler, queue, key, held, available_at, expires_at)
-    SELECT event_id, handler, queue, key, held,
+    INSERT INTO outbox_delivery (event_id, handler, queue, key, waits_for, available_at, expires_at)
+    SELECT new_event.id, handler, queue, ordering_key, waits_for,
            coalesce(eta, statement_timestamp()) + wait,
            coalesce(expires_at, statement_timestamp() + expires_in)
-    FROM unnest('{01a202f2784b7b50b983af5f91484e10}'::uuid[]::uuid[], '{upgrade_event}'::text[], '{upgrades}'::text[], '{""}'::text[], '{""}'::text[], '{NULL}'::timestamptz[], '{0:00:00}'::interval[]::interval[],
-                '{NULL}'::timestamptz[], '{"365 days 0:00:00"}'::interval[]::interval[])
-        WITH ORDINALITY
-        AS new(event_id, handler, queue, key, held, eta, wait, expires_at, expires_in, position)
- WHERE EXISTS (SELECT 1 FROM new_event) ORDER BY position
+    FROM new_event, unnest('{upgrade_event}'::text[], '{upgrades}'::text[], '{""}'::text[], '{""}'::text[], '{NULL}'::timestamptz[], '{0:00:00}'::interval[]::interval[],
+                           '{NULL}'::timestamptz[], '{"365 days 0:00:00"}'::interval[]::interval[])
+        WITH ORDINALITY AS new(handler, queue, ordering_key, waits_for, eta, wait, expires_at, expires_in,
+                               position)
+    ORDER BY position
 )
 SELECT count(*) FROM new_event
 
 -- ----------------
 
 WITH outcome AS (
-    SELECT * FROM unnest('{11,12}'::int2[]::bigint[], '{succeeded,succeeded}'::text[], '{"",""}'::text[], '{0:00:00,0:00:00}'::interval[]::interval[]) AS o(id, status, error, wait)
+    SELECT id, event_id, 'succeeded' AS state, '' AS error, interval '0' AS wait, '' AS waits_for,
+           '' AS message_options, '' AS result
+    FROM unnest('{11,12}'::bigint[], '{01a216a1-cdd3-70fc-a4dc-8aa9846cae0f,01a216a1-cdd3-7984-8f16-47ad750b5497}'::uuid[]) AS o(id, event_id)
+    UNION ALL
+    SELECT * FROM unnest(
+        '{}'::bigint[], '{}'::uuid[], '{}'::text[], '{}'::text[], '{}'::interval[], '{}'::text[], '{}'::text[], '{}'::text[]
+    )
 ), locked AS (
-    SELECT d.id FROM outbox_delivery d JOIN outcome o USING (id)
-    WHERE d.status IN ('pending', 'dispatched') OR (d.status = 'failed' AND o.status = 'succeeded')
+    SELECT d.id FROM outbox_delivery d JOIN outcome o USING (id, event_id)
+    WHERE d.id = ANY(ARRAY(SELECT id FROM outcome))
+      AND (d.state IN ('pending', 'dispatched') OR (d.state = 'failed' AND o.state = 'succeeded'))
     FOR NO KEY UPDATE OF d SKIP LOCKED
 )
 UPDATE outbox_delivery d SET
-    status = o.status,
+    state = o.state,
     error = CASE WHEN o.error = '' THEN d.error ELSE o.error END,
-    held = CASE WHEN o.status = 'pending' THEN '' ELSE d.held END,
-    available_at = CASE WHEN o.status = 'pending' THEN statement_timestamp() + o.wait ELSE d.available_at END,
-    confirm_by = CASE WHEN o.status = 'dispatched' THEN statement_timestamp() + o.wait + '1:00:00'::interval END,
-    finished_at = CASE WHEN o.status IN ('pending', 'dispatched') THEN NULL ELSE statement_timestamp() END
-FROM outcome o JOIN locked USING (id)
-WHERE d.id = o.id
-RETURNING d.id
-
--- ----------------
-
-DELETE FROM "outbox_handlerstats" WHERE "outbox_handlerstats"."bucket" < (STATEMENT_TIMESTAMP() - '30 days 0:00:00'::interval)
+    waits_for = CASE WHEN o.state = 'pending' THEN o.waits_for ELSE d.waits_for END,
+    available_at = CASE WHEN o.state = 'pending' THEN statement_timestamp() + o.wait ELSE d.available_at END,
+    due_since = CASE WHEN o.state = 'pending' AND o.result = '' THEN coalesce(
+        d.due_since,
+        CASE d.state WHEN 'dispatched' THEN least(d.available_at, d.dispatched_at) ELSE d.available_at END
+    ) END,
+    confirm_by = NULL,
+    finished_at = CASE WHEN o.state <> 'pending' THEN statement_timestamp() END,
+    message_options = CASE WHEN o.message_options = '' THEN d.message_options
+                           ELSE nullif(o.message_options::jsonb, '{}') END
+FROM outcome o
+WHERE d.id = o.id AND d.event_id = o.event_id AND d.id = ANY(ARRAY(SELECT id FROM locked))
+RETURNING d.id, d.event_id
 
 -- ----------------
 
@@ -159,15 +290,11 @@ DELETE FROM "outbox_pausedhandler" WHERE "outbox_pausedhandler"."handler" = 'upg
 
 -- ----------------
 
-DELETE FROM "outbox_relayheartbeat" WHERE "outbox_relayheartbeat"."id" = '5fd389999f534b37aaf93669c9f2dc82'::uuid
+DELETE FROM "outbox_processheartbeat" WHERE "outbox_processheartbeat"."id" = '90444b27a6b64c4d987115f49bf1e08a'::uuid
 
 -- ----------------
 
-DELETE FROM "outbox_relayheartbeat" WHERE "outbox_relayheartbeat"."seen_at" < (STATEMENT_TIMESTAMP() - '1 day 0:00:00'::interval)
-
--- ----------------
-
-INSERT INTO "outbox_delivery" ("event_id", "handler", "queue", "key", "status", "attempts", "redeliveries", "crashes", "held", "available_at", "expires_at", "dispatched_at", "confirm_by", "finished_at", "error") VALUES ('01a202f278407debba618ee13fca8553'::uuid, 'upgrade_event', 'upgrades', '', DEFAULT, DEFAULT, DEFAULT, DEFAULT, '', (STATEMENT_TIMESTAMP() + '0:00:00'::interval), NULL, NULL, NULL, NULL, DEFAULT), ('01a202f2784772d1a093c32bf909d0ef'::uuid, 'upgrade_event', 'upgrades', '', DEFAULT, DEFAULT, DEFAULT, DEFAULT, '', (STATEMENT_TIMESTAMP() + '0:00:00'::interval), NULL, NULL, NULL, NULL, DEFAULT), ('01a202f2784b7b50b983af5f91484e10'::uuid, 'upgrade_event', 'upgrades', '', DEFAULT, DEFAULT, DEFAULT, DEFAULT, '', (STATEMENT_TIMESTAMP() + '0:00:00'::interval), NULL, NULL, NULL, NULL, DEFAULT), ('01a202f27851707eb5d5091ee8d286f8'::uuid, 'upgrade_event', 'upgrades', '', DEFAULT, DEFAULT, DEFAULT, DEFAULT, '', (STATEMENT_TIMESTAMP() + '0:00:00'::interval), NULL, NULL, NULL, NULL, DEFAULT), ('01a202f27851715d8eed86d99ff9a9ee'::uuid, 'upgrade_event', 'upgrades', '', DEFAULT, DEFAULT, DEFAULT, DEFAULT, '', (STATEMENT_TIMESTAMP() + '0:00:00'::interval), NULL, NULL, NULL, NULL, DEFAULT), ('01a202f2785171c9ae516992bf4dedab'::uuid, 'upgrade_event', 'upgrades', '', DEFAULT, DEFAULT, DEFAULT, DEFAULT, '', (STATEMENT_TIMESTAMP() + '0:00:00'::interval), NULL, NULL, NULL, NULL, DEFAULT) RETURNING "outbox_delivery"."id", "outbox_delivery"."key", "outbox_delivery"."status", "outbox_delivery"."attempts", "outbox_delivery"."redeliveries", "outbox_delivery"."crashes", "outbox_delivery"."held", "outbox_delivery"."available_at", "outbox_delivery"."error"
+INSERT INTO "outbox_delivery" ("event_id", "available_at", "handler", "queue", "key", "waits_for", "error", "message_options", "due_since", "redeliveries", "resends", "refusals", "crashes", "expires_at", "attempts", "dispatched_at", "state", "confirm_by", "finished_at") VALUES ('01a216a1cdca7472bfff0feef5266536'::uuid, (STATEMENT_TIMESTAMP() + '0:00:00'::interval), 'upgrade_event', 'upgrades', '', '', DEFAULT, NULL, NULL, DEFAULT, DEFAULT, DEFAULT, DEFAULT, NULL, DEFAULT, NULL, DEFAULT, NULL, NULL), ('01a216a1cdcc77a68496002be0860156'::uuid, (STATEMENT_TIMESTAMP() + '0:00:00'::interval), 'upgrade_event', 'upgrades', '', '', DEFAULT, NULL, NULL, DEFAULT, DEFAULT, DEFAULT, DEFAULT, NULL, DEFAULT, NULL, DEFAULT, NULL, NULL), ('01a216a1cdcc7f73b3b3846b69e915f3'::uuid, (STATEMENT_TIMESTAMP() + '0:00:00'::interval), 'upgrade_event', 'upgrades', '', '', DEFAULT, NULL, NULL, DEFAULT, DEFAULT, DEFAULT, DEFAULT, NULL, DEFAULT, NULL, DEFAULT, NULL, NULL), ('01a216a1cdce7fffb4ef14b6ecaa36ca'::uuid, (STATEMENT_TIMESTAMP() + '0:00:00'::interval), 'upgrade_event', 'upgrades', '', '', DEFAULT, NULL, NULL, DEFAULT, DEFAULT, DEFAULT, DEFAULT, NULL, DEFAULT, NULL, DEFAULT, NULL, NULL), ('01a216a1cdcf704b8a6e802ea6372667'::uuid, (STATEMENT_TIMESTAMP() + '0:00:00'::interval), 'upgrade_event', 'upgrades', '', '', DEFAULT, NULL, NULL, DEFAULT, DEFAULT, DEFAULT, DEFAULT, NULL, DEFAULT, NULL, DEFAULT, NULL, NULL), ('01a216a1cdcf7088adf1c287fa65c715'::uuid, (STATEMENT_TIMESTAMP() + '0:00:00'::interval), 'upgrade_event', 'upgrades', '', '', DEFAULT, NULL, NULL, DEFAULT, DEFAULT, DEFAULT, DEFAULT, NULL, DEFAULT, NULL, DEFAULT, NULL, NULL) RETURNING "outbox_delivery"."id", "outbox_delivery"."available_at", "outbox_delivery"."key", "outbox_delivery"."waits_for", "outbox_delivery"."error", "outbox_delivery"."redeliveries", "outbox_delivery"."resends", "outbox_delivery"."refusals", "outbox_delivery"."crashes", "outbox_delivery"."attempts", "outbox_delivery"."state"
 
 -- ----------------
 
@@ -175,75 +302,71 @@ INSERT INTO "outbox_pausedhandler" ("handler", "reason", "paused_at") VALUES ('u
 
 -- ----------------
 
-INSERT INTO "outbox_relayheartbeat" ("id", "host", "pid", "queues", "state", "detail", "started_at", "seen_at", "last_dispatch_at", "dispatched") VALUES ('9d73cf953a2c4014ab7da6e433eef486'::uuid, 'host', 13740, '', 'running', '', DEFAULT, STATEMENT_TIMESTAMP(), STATEMENT_TIMESTAMP(), 1) RETURNING "outbox_relayheartbeat"."queues", "outbox_relayheartbeat"."state", "outbox_relayheartbeat"."detail", "outbox_relayheartbeat"."started_at", "outbox_relayheartbeat"."seen_at", "outbox_relayheartbeat"."dispatched"
+INSERT INTO "outbox_processheartbeat" ("id", "kind", "host", "pid", "version", "queues", "threads", "state", "state_since", "detail", "problems", "started_at", "seen_at", "last_dispatch_at", "dispatched") VALUES ('5f627f3127d543a29dc25ca03c93b29c'::uuid, 'worker', 'host', 12601, '0.1.0', 'default,outbox_test_default,outbox_test_other,upgrades', 4, 'running', DEFAULT, DEFAULT, '[]'::jsonb, DEFAULT, STATEMENT_TIMESTAMP(), NULL, DEFAULT) RETURNING "outbox_processheartbeat"."kind", "outbox_processheartbeat"."version", "outbox_processheartbeat"."queues", "outbox_processheartbeat"."threads", "outbox_processheartbeat"."state", "outbox_processheartbeat"."state_since", "outbox_processheartbeat"."detail", "outbox_processheartbeat"."started_at", "outbox_processheartbeat"."seen_at", "outbox_processheartbeat"."dispatched"
 
 -- ----------------
 
-SELECT "outbox_delivery"."dispatched_at" AS "dispatched_at" FROM "outbox_delivery" WHERE "outbox_delivery"."id" IN (11, 12) LIMIT 1
+INSERT INTO "outbox_processheartbeat" ("id", "kind", "host", "pid", "version", "queues", "threads", "state", "state_since", "detail", "problems", "started_at", "seen_at", "last_dispatch_at", "dispatched") VALUES ('6795a4bf951e4e03bbb81147510ca12d'::uuid, 'relay', 'host', 12601, '0.1.0', '', DEFAULT, 'running', DEFAULT, '', '[]'::jsonb, DEFAULT, STATEMENT_TIMESTAMP(), STATEMENT_TIMESTAMP(), 1) RETURNING "outbox_processheartbeat"."kind", "outbox_processheartbeat"."version", "outbox_processheartbeat"."queues", "outbox_processheartbeat"."threads", "outbox_processheartbeat"."state", "outbox_processheartbeat"."state_since", "outbox_processheartbeat"."detail", "outbox_processheartbeat"."started_at", "outbox_processheartbeat"."seen_at", "outbox_processheartbeat"."dispatched"
 
 -- ----------------
 
-SELECT "outbox_delivery"."event_id" AS "event_id", "outbox_delivery"."handler" AS "handler" FROM "outbox_delivery" WHERE "outbox_delivery"."event_id" IN ('01a202f278407debba618ee13fca8553'::uuid, '01a202f2784772d1a093c32bf909d0ef'::uuid, '01a202f2784b7b50b983af5f91484e10'::uuid, '01a202f27851707eb5d5091ee8d286f8'::uuid, '01a202f27851715d8eed86d99ff9a9ee'::uuid, '01a202f2785171c9ae516992bf4dedab'::uuid) ORDER BY "outbox_delivery"."id" ASC
+SELECT "outbox_delivery"."event_id" AS "event_id", "outbox_delivery"."handler" AS "handler" FROM "outbox_delivery" WHERE "outbox_delivery"."event_id" IN ('01a216a1cdca7472bfff0feef5266536'::uuid, '01a216a1cdcc77a68496002be0860156'::uuid, '01a216a1cdcc7f73b3b3846b69e915f3'::uuid, '01a216a1cdce7fffb4ef14b6ecaa36ca'::uuid, '01a216a1cdcf704b8a6e802ea6372667'::uuid, '01a216a1cdcf7088adf1c287fa65c715'::uuid) ORDER BY "outbox_delivery"."id" ASC
 
 -- ----------------
 
-SELECT "outbox_delivery"."handler" AS "handler", "outbox_delivery"."status" AS "status" FROM "outbox_delivery" ORDER BY 1 ASC, "outbox_delivery"."id" ASC
+SELECT "outbox_delivery"."handler" AS "handler" FROM "outbox_delivery" WHERE ("outbox_delivery"."state" = 'failed' AND "outbox_delivery"."handler" > '') ORDER BY 1 ASC LIMIT 1
 
 -- ----------------
 
-SELECT "outbox_delivery"."id" AS "pk" FROM "outbox_delivery" WHERE "outbox_delivery"."status" = 'failed' ORDER BY 1 ASC LIMIT 1000
+SELECT "outbox_delivery"."handler" AS "handler" FROM "outbox_delivery" WHERE ("outbox_delivery"."state" = 'pending' AND "outbox_delivery"."due_since" IS NOT NULL AND "outbox_delivery"."waits_for" = '' AND "outbox_delivery"."handler" > '') ORDER BY 1 ASC LIMIT 1
 
 -- ----------------
 
-SELECT "outbox_delivery"."id" AS "pk" FROM "outbox_delivery" WHERE ("outbox_delivery"."crashes" > 0 AND "outbox_delivery"."status" IN ('pending', 'dispatched', 'failed')) ORDER BY 1 DESC LIMIT 10000
+SELECT "outbox_delivery"."handler" AS "handler", "outbox_delivery"."state" AS "state" FROM "outbox_delivery" ORDER BY 1 ASC, "outbox_delivery"."id" ASC
 
 -- ----------------
 
-SELECT "outbox_delivery"."id" AS "pk" FROM "outbox_delivery" WHERE ("outbox_delivery"."status" = 'failed' AND "outbox_delivery"."id" > 4) ORDER BY 1 ASC LIMIT 1000
+SELECT "outbox_delivery"."id" AS "pk" FROM "outbox_delivery" WHERE "outbox_delivery"."state" = 'failed' ORDER BY 1 ASC LIMIT 1000
 
 -- ----------------
 
-SELECT "outbox_delivery"."id" AS "pk" FROM "outbox_delivery" WHERE ("outbox_delivery"."status" = 'failed' AND NOT ("outbox_delivery"."key" = '')) ORDER BY "outbox_delivery"."handler" ASC, 1 ASC LIMIT 10000
+SELECT "outbox_delivery"."id" AS "pk" FROM "outbox_delivery" WHERE ("outbox_delivery"."state" = 'failed' AND "outbox_delivery"."id" > 4) ORDER BY 1 ASC LIMIT 1000
 
 -- ----------------
 
-SELECT "outbox_delivery"."id" AS "pk" FROM "outbox_delivery" WHERE ("outbox_delivery"."status" = 'pending' AND "outbox_delivery"."handler" = 'upgrade_event' AND "outbox_delivery"."held" = 'pause') ORDER BY "outbox_delivery"."id" ASC LIMIT 5000
+SELECT "outbox_delivery"."id" AS "pk" FROM "outbox_delivery" WHERE ("outbox_delivery"."state" = 'failed' AND NOT ("outbox_delivery"."key" = '')) ORDER BY "outbox_delivery"."handler" ASC, 1 ASC LIMIT 10000
 
 -- ----------------
 
-SELECT "outbox_delivery"."id" AS "pk" FROM "outbox_delivery" WHERE (("outbox_delivery"."status" = 'pending' AND "outbox_delivery"."held" = 'pause') OR ("outbox_delivery"."status" = 'pending' AND "outbox_delivery"."held" = 'batch' AND NOT ("outbox_delivery"."handler" IN ('upgrade_batch')))) LIMIT 1000
+SELECT "outbox_delivery"."id" AS "pk" FROM "outbox_delivery" WHERE ("outbox_delivery"."state" = 'pending' AND "outbox_delivery"."handler" = 'upgrade_event' AND "outbox_delivery"."waits_for" = 'resume') ORDER BY "outbox_delivery"."id" ASC LIMIT 1
 
 -- ----------------
 
-SELECT "outbox_delivery"."id" AS "pk", "outbox_delivery"."event_id" AS "event_id", "outbox_delivery"."handler" AS "handler", "outbox_delivery"."dispatched_at" AS "dispatched_at", NOT ("outbox_delivery"."error" = '') AS "retried", "outbox_delivery"."dispatched_at" < (STATEMENT_TIMESTAMP() - '1 day 0:00:00'::interval) AS "stale" FROM "outbox_delivery" WHERE ("outbox_delivery"."status" = 'dispatched' AND "outbox_delivery"."confirm_by" < (STATEMENT_TIMESTAMP())) ORDER BY "outbox_delivery"."confirm_by" ASC LIMIT 1000
+SELECT "outbox_delivery"."id" AS "pk" FROM "outbox_delivery" WHERE ("outbox_delivery"."state" IN ('pending', 'dispatched', 'failed') AND NOT ("outbox_delivery"."key" = '') AND "outbox_delivery"."handler" IN ('outbox.send_background', 'record', 'record_all', 'flaky', 'broken', 'filed', 'deadly', 'async_context', 'shipment_saved', 'shipment_deleted', 'paid_mail', 'paid_stock', 'paid_analytics', 'resize', 'upgrade_event', 'upgrade_failing', 'upgrade_batch', 'upgrade_call', 'upgrade_receiver')) ORDER BY "outbox_delivery"."handler" ASC, "outbox_delivery"."key" ASC, "outbox_delivery"."id" ASC LIMIT 1
 
 -- ----------------
 
-SELECT "outbox_delivery"."id", "outbox_delivery"."event_id", "outbox_delivery"."handler", "outbox_delivery"."queue", "outbox_delivery"."key", "outbox_delivery"."status", "outbox_delivery"."attempts", "outbox_delivery"."redeliveries", "outbox_delivery"."crashes", "outbox_delivery"."held", "outbox_delivery"."available_at", "outbox_delivery"."expires_at", "outbox_delivery"."dispatched_at", "outbox_delivery"."confirm_by", "outbox_delivery"."finished_at", "outbox_delivery"."error" FROM "outbox_delivery" WHERE ("outbox_delivery"."status" = 'pending' AND "outbox_delivery"."handler" = 'upgrade_batch' AND "outbox_delivery"."held" = 'batch' AND "outbox_delivery"."available_at" <= (STATEMENT_TIMESTAMP() + '0:00:00.001000'::interval)) ORDER BY "outbox_delivery"."id" ASC LIMIT 2 FOR NO KEY UPDATE SKIP LOCKED
+SELECT "outbox_delivery"."id" AS "pk" FROM "outbox_delivery" WHERE (("outbox_delivery"."state" = 'pending' AND "outbox_delivery"."waits_for" = 'resume' AND NOT ("outbox_delivery"."handler" IN (SELECT U0."handler" AS "handler" FROM "outbox_pausedhandler" U0))) OR ("outbox_delivery"."state" = 'pending' AND "outbox_delivery"."waits_for" = 'batch' AND NOT ("outbox_delivery"."handler" IN ('upgrade_batch')))) ORDER BY "outbox_delivery"."handler" ASC, "outbox_delivery"."id" ASC LIMIT 1
 
 -- ----------------
 
-SELECT "outbox_event"."id" AS "id", "outbox_event"."topic" AS "topic", "outbox_event"."key" AS "key" FROM "outbox_event" WHERE ("outbox_event"."id" >= '01a202bb8e6e7ddf8000000000000000'::uuid AND "outbox_event"."id" < '01a202f27cef720c8000000000000000'::uuid AND "outbox_event"."id" > '01a202f278597c70b4230fe90957c089'::uuid) ORDER BY "outbox_event"."id" ASC LIMIT 1000
+SELECT "outbox_delivery"."id" AS "pk", "outbox_delivery"."event_id" AS "event_id" FROM "outbox_delivery" WHERE ("outbox_delivery"."crashes" > 0 AND "outbox_delivery"."state" IN ('pending', 'dispatched', 'failed')) ORDER BY 1 DESC LIMIT 10000
 
 -- ----------------
 
-SELECT "outbox_event"."id" AS "id", "outbox_event"."topic" AS "topic", "outbox_event"."key" AS "key" FROM "outbox_event" WHERE ("outbox_event"."id" >= '01a202bb8e6e7ddf8000000000000000'::uuid AND "outbox_event"."id" < '01a202f27cef720c8000000000000000'::uuid) ORDER BY "outbox_event"."id" ASC LIMIT 1000
+SELECT "outbox_event"."id" AS "pk" FROM "outbox_event" WHERE "outbox_event"."id" IN ('01a216a1cdca7472bfff0feef5266536'::uuid, '01a216a1cdcc77a68496002be0860156'::uuid, '01a216a1cdcc7f73b3b3846b69e915f3'::uuid, '01a216a1cdce7fffb4ef14b6ecaa36ca'::uuid, '01a216a1cdcf704b8a6e802ea6372667'::uuid, '01a216a1cdcf7088adf1c287fa65c715'::uuid) ORDER BY 1 ASC FOR NO KEY UPDATE
 
 -- ----------------
 
-SELECT "outbox_event"."id" AS "pk" FROM "outbox_event" WHERE "outbox_event"."id" < '01a1dee5f5ea7d268000000000000000'::uuid ORDER BY 1 ASC LIMIT 1000
+SELECT "outbox_event"."id" AS "pk", "outbox_event"."topic" AS "topic", "outbox_event"."key" AS "key" FROM "outbox_event" WHERE ("outbox_event"."id" >= '01a2166ae0fa7bef8000000000000000'::uuid AND "outbox_event"."id" < '01a216a1cf7a7d338000000000000000'::uuid AND "outbox_event"."id" > '01a216a1cdd571f1b90fa8f294809735'::uuid) ORDER BY 1 ASC LIMIT 1000
 
 -- ----------------
 
-SELECT "outbox_event"."id" AS "pk" FROM "outbox_event" WHERE "outbox_event"."id" IN ('01a202f278407debba618ee13fca8553'::uuid, '01a202f2784772d1a093c32bf909d0ef'::uuid, '01a202f2784b7b50b983af5f91484e10'::uuid, '01a202f27851707eb5d5091ee8d286f8'::uuid, '01a202f27851715d8eed86d99ff9a9ee'::uuid, '01a202f2785171c9ae516992bf4dedab'::uuid) ORDER BY 1 ASC FOR NO KEY UPDATE
+SELECT "outbox_event"."id" AS "pk", "outbox_event"."topic" AS "topic", "outbox_event"."key" AS "key" FROM "outbox_event" WHERE ("outbox_event"."id" >= '01a2166ae0fa7bef8000000000000000'::uuid AND "outbox_event"."id" < '01a216a1cf7a7d338000000000000000'::uuid) ORDER BY 1 ASC LIMIT 1000
 
 -- ----------------
 
-SELECT "outbox_event"."id", "outbox_event"."topic", "outbox_event"."key", "outbox_event"."dedup_key", "outbox_event"."payload", "outbox_event"."headers", "outbox_event"."created_at" FROM "outbox_event" ORDER BY "outbox_event"."id" ASC LIMIT 1
-
--- ----------------
-
-SELECT "outbox_event"."id", "outbox_event"."topic", "outbox_event"."key", "outbox_event"."dedup_key", "outbox_event"."payload", "outbox_event"."headers", "outbox_event"."created_at" FROM "outbox_event" WHERE "outbox_event"."id" IN ('01a202f27858706ab0f52a7f73c803ee'::uuid, '01a202f2785771e790a5096d046099b8'::uuid)
+SELECT "outbox_event"."id", "outbox_event"."topic", "outbox_event"."key", "outbox_event"."dedup_key", "outbox_event"."payload", "outbox_event"."headers", "outbox_event"."created_at", "outbox_event"."version" FROM "outbox_event" ORDER BY "outbox_event"."id" ASC LIMIT 1
 
 -- ----------------
 
@@ -255,59 +378,87 @@ SELECT "outbox_pausedhandler"."handler" AS "handler" FROM "outbox_pausedhandler"
 
 -- ----------------
 
-SELECT "outbox_pausedhandler"."handler", "outbox_pausedhandler"."reason", "outbox_pausedhandler"."paused_at" FROM "outbox_pausedhandler" ORDER BY "outbox_pausedhandler"."handler" ASC LIMIT 20
-
--- ----------------
-
 SELECT "outbox_pausedhandler"."handler", "outbox_pausedhandler"."reason", "outbox_pausedhandler"."paused_at" FROM "outbox_pausedhandler" WHERE "outbox_pausedhandler"."handler" = 'upgrade_event' LIMIT 21
 
 -- ----------------
 
-SELECT (STATEMENT_TIMESTAMP() - "outbox_delivery"."available_at") AS "age" FROM "outbox_delivery" WHERE ("outbox_delivery"."status" = 'pending' AND "outbox_delivery"."available_at" <= (STATEMENT_TIMESTAMP()) AND "outbox_delivery"."held" = '') ORDER BY "outbox_delivery"."available_at" ASC, "outbox_delivery"."id" ASC LIMIT 1
+SELECT "outbox_pausedhandler"."handler", "outbox_pausedhandler"."reason", "outbox_pausedhandler"."paused_at", (STATEMENT_TIMESTAMP() - "outbox_pausedhandler"."paused_at") AS "paused_for" FROM "outbox_pausedhandler" ORDER BY "outbox_pausedhandler"."handler" ASC LIMIT 20
 
 -- ----------------
 
-SELECT 1 AS "a" FROM "outbox_delivery" WHERE "outbox_delivery"."status" IN ('pending', 'dispatched') LIMIT 1
+SELECT "outbox_processheartbeat"."id", "outbox_processheartbeat"."kind", "outbox_processheartbeat"."host", "outbox_processheartbeat"."pid", "outbox_processheartbeat"."version", "outbox_processheartbeat"."queues", "outbox_processheartbeat"."threads", "outbox_processheartbeat"."state", "outbox_processheartbeat"."state_since", "outbox_processheartbeat"."detail", "outbox_processheartbeat"."problems", "outbox_processheartbeat"."started_at", "outbox_processheartbeat"."seen_at", "outbox_processheartbeat"."last_dispatch_at", "outbox_processheartbeat"."dispatched", (STATEMENT_TIMESTAMP() - "outbox_processheartbeat"."seen_at") AS "seen", (STATEMENT_TIMESTAMP() - "outbox_processheartbeat"."state_since") AS "since" FROM "outbox_processheartbeat" ORDER BY "outbox_processheartbeat"."seen_at" DESC, "outbox_processheartbeat"."id" ASC LIMIT 1000
 
 -- ----------------
 
-SELECT COUNT(*) AS "__count" FROM "outbox_relayheartbeat" WHERE "outbox_relayheartbeat"."seen_at" >= (STATEMENT_TIMESTAMP() - '0:00:30'::interval)
+SELECT (STATEMENT_TIMESTAMP() - "outbox_delivery"."available_at") AS "age" FROM "outbox_delivery" WHERE ("outbox_delivery"."state" = 'pending' AND "outbox_delivery"."available_at" <= (STATEMENT_TIMESTAMP()) AND "outbox_delivery"."waits_for" = '') ORDER BY "outbox_delivery"."available_at" ASC, "outbox_delivery"."id" ASC LIMIT 1
 
 -- ----------------
 
-SELECT COUNT(*) FROM (SELECT "outbox_delivery"."id" AS "pk" FROM "outbox_delivery" WHERE "outbox_delivery"."status" = 'failed' LIMIT 100000) subquery
+SELECT (STATEMENT_TIMESTAMP() - "outbox_delivery"."available_at") AS "age" FROM "outbox_delivery" WHERE ("outbox_delivery"."state" = 'pending' AND "outbox_delivery"."handler" = 'upgrade_batch' AND "outbox_delivery"."waits_for" = 'batch' AND "outbox_delivery"."available_at" <= (STATEMENT_TIMESTAMP() + '0:00:00.001000'::interval)) ORDER BY "outbox_delivery"."available_at" ASC, "outbox_delivery"."id" ASC LIMIT 1
 
 -- ----------------
 
-SELECT COUNT(*) FROM (SELECT "outbox_delivery"."id" AS "pk" FROM "outbox_delivery" WHERE ("outbox_delivery"."status" = 'dispatched' AND "outbox_delivery"."confirm_by" < (STATEMENT_TIMESTAMP())) LIMIT 100000) subquery
+SELECT (STATEMENT_TIMESTAMP() - "outbox_delivery"."available_at") AS "age" FROM "outbox_delivery" WHERE ("outbox_delivery"."state" = 'pending' AND "outbox_delivery"."handler" = 'upgrade_batch' AND "outbox_delivery"."waits_for" = 'batch' AND "outbox_delivery"."available_at" <= (STATEMENT_TIMESTAMP() + '0:00:00.001000'::interval)) ORDER BY "outbox_delivery"."available_at" ASC, "outbox_delivery"."id" ASC LIMIT 1 OFFSET 1
 
 -- ----------------
 
-SELECT COUNT(*) FROM (SELECT "outbox_delivery"."id" AS "pk" FROM "outbox_delivery" WHERE ("outbox_delivery"."status" = 'pending' AND "outbox_delivery"."available_at" <= (STATEMENT_TIMESTAMP()) AND "outbox_delivery"."held" = '') LIMIT 100000) subquery
+SELECT 1 AS "a" FROM "outbox_delivery" WHERE "outbox_delivery"."state" IN ('pending', 'dispatched') LIMIT 1
 
 -- ----------------
 
-SELECT COUNT(*) FROM (SELECT "outbox_delivery"."id" AS "pk" FROM "outbox_delivery" WHERE ("outbox_delivery"."status" = 'pending' AND "outbox_delivery"."available_at" > (STATEMENT_TIMESTAMP()) AND "outbox_delivery"."held" = '') LIMIT 100000) subquery
+SELECT 1 AS "a" FROM "outbox_delivery" WHERE ("outbox_delivery"."state" = 'dispatched' AND "outbox_delivery"."confirm_by" < (STATEMENT_TIMESTAMP())) LIMIT 1
 
 -- ----------------
 
-SELECT COUNT(*) FROM (SELECT "outbox_delivery"."id" AS "pk" FROM "outbox_delivery" WHERE ("outbox_delivery"."status" = 'pending' AND NOT ("outbox_delivery"."held" = '')) LIMIT 100000) subquery
+SELECT 1 AS "a" FROM "outbox_handlerstats" WHERE "outbox_handlerstats"."bucket" < (STATEMENT_TIMESTAMP() - '30 days 0:00:00'::interval) LIMIT 1
 
 -- ----------------
 
-SELECT DISTINCT "outbox_delivery"."handler" AS "handler", "outbox_delivery"."key" AS "key" FROM "outbox_delivery" WHERE ("outbox_delivery"."event_id" = '01a202f278407debba618ee13fca8553'::uuid AND "outbox_delivery"."status" = 'pending' AND "outbox_delivery"."status" IN ('failed', 'pending') AND NOT ("outbox_delivery"."key" = ''))
+SELECT 1 AS "a" FROM "outbox_processheartbeat" WHERE "outbox_processheartbeat"."seen_at" < (STATEMENT_TIMESTAMP() - '1 day 0:00:00'::interval) LIMIT 1
 
 -- ----------------
 
-SELECT DISTINCT "outbox_delivery"."handler" AS "handler", "outbox_delivery"."key" AS "key" FROM "outbox_delivery" WHERE ("outbox_delivery"."status" = 'pending' AND (("outbox_delivery"."handler" = '' AND "outbox_delivery"."key" > '') OR "outbox_delivery"."handler" > '') AND "outbox_delivery"."held" = 'lane') ORDER BY 1 ASC, 2 ASC LIMIT 1000
+SELECT COUNT("__col1") FILTER (WHERE "__col2" < (STATEMENT_TIMESTAMP())), COUNT("__col1") FILTER (WHERE "__col3" = 'default'), MAX("age") FILTER (WHERE "__col3" = 'default'), COUNT("__col1") FILTER (WHERE "__col3" = 'outbox_test_default'), MAX("age") FILTER (WHERE "__col3" = 'outbox_test_default'), COUNT("__col1") FILTER (WHERE "__col3" = 'outbox_test_other'), MAX("age") FILTER (WHERE "__col3" = 'outbox_test_other'), COUNT("__col1") FILTER (WHERE "__col3" = 'upgrades'), MAX("age") FILTER (WHERE "__col3" = 'upgrades'), COUNT("__col1") FILTER (WHERE NOT ("__col3" IN ('default', 'outbox_test_default', 'outbox_test_other', 'upgrades'))), MAX("age") FILTER (WHERE NOT ("__col3" IN ('default', 'outbox_test_default', 'outbox_test_other', 'upgrades'))) FROM (SELECT (STATEMENT_TIMESTAMP() - COALESCE("outbox_delivery"."due_since", CASE WHEN "outbox_delivery"."state" = 'dispatched' THEN LEAST("outbox_delivery"."available_at", COALESCE("outbox_delivery"."dispatched_at", "outbox_delivery"."available_at")) ELSE "outbox_delivery"."available_at" END)) AS "age", "outbox_delivery"."id" AS "__col1", "outbox_delivery"."confirm_by" AS "__col2", "outbox_delivery"."queue" AS "__col3" FROM "outbox_delivery" WHERE "outbox_delivery"."state" = 'dispatched' ORDER BY "outbox_delivery"."confirm_by" ASC LIMIT 100000) subquery
 
 -- ----------------
 
-SELECT DISTINCT "outbox_delivery"."handler" AS "handler", "outbox_delivery"."key" AS "key" FROM "outbox_delivery" WHERE ("outbox_delivery"."status" IN ('failed', 'pending') AND NOT ("outbox_delivery"."key" = ''))
+SELECT COUNT("__col1") FILTER (WHERE "__col2" IS NULL) FROM (SELECT "outbox_delivery"."id" AS "__col1", "outbox_delivery"."due_since" AS "__col2" FROM "outbox_delivery" WHERE ("outbox_delivery"."state" = 'pending' AND "outbox_delivery"."available_at" > (STATEMENT_TIMESTAMP()) AND "outbox_delivery"."waits_for" = '') ORDER BY "outbox_delivery"."available_at" ASC, "outbox_delivery"."id" ASC LIMIT 100000) subquery
 
 -- ----------------
 
-SELECT MAX("age") FILTER (WHERE "__col1" = 'batch') FROM (SELECT (STATEMENT_TIMESTAMP() - "outbox_delivery"."available_at") AS "age", "outbox_delivery"."held" AS "__col1" FROM "outbox_delivery" WHERE ("outbox_delivery"."status" = 'pending' AND NOT ("outbox_delivery"."held" = '')) ORDER BY "outbox_delivery"."handler" ASC, "outbox_delivery"."id" ASC LIMIT 100000) subquery
+SELECT COUNT(*) FROM (SELECT "outbox_delivery"."id" AS "pk" FROM "outbox_delivery" WHERE "outbox_delivery"."state" = 'failed' LIMIT 100000) subquery
+
+-- ----------------
+
+SELECT COUNT(*) FROM (SELECT "outbox_delivery"."id" AS "pk" FROM "outbox_delivery" WHERE ("outbox_delivery"."state" = 'failed' AND "outbox_delivery"."handler" = 'upgrade_call') LIMIT 10000) subquery
+
+-- ----------------
+
+SELECT COUNT(*) FROM (SELECT "outbox_delivery"."id" AS "pk" FROM "outbox_delivery" WHERE ("outbox_delivery"."state" = 'pending' AND "outbox_delivery"."available_at" <= (STATEMENT_TIMESTAMP()) AND "outbox_delivery"."waits_for" = '') LIMIT 100000) subquery
+
+-- ----------------
+
+SELECT COUNT(*) FROM (SELECT "outbox_delivery"."id" AS "pk" FROM "outbox_delivery" WHERE ("outbox_delivery"."state" = 'pending' AND "outbox_delivery"."due_since" IS NOT NULL AND "outbox_delivery"."waits_for" = '') LIMIT 100000) subquery
+
+-- ----------------
+
+SELECT COUNT(*) FROM (SELECT "outbox_delivery"."id" AS "pk" FROM "outbox_delivery" WHERE ("outbox_delivery"."state" = 'pending' AND NOT ("outbox_delivery"."waits_for" = '')) LIMIT 100000) subquery
+
+-- ----------------
+
+SELECT DISTINCT "outbox_delivery"."handler" AS "handler", "outbox_delivery"."key" AS "key" FROM "outbox_delivery" WHERE ("outbox_delivery"."event_id" = '01a216a1cdca7472bfff0feef5266536'::uuid AND "outbox_delivery"."state" = 'pending' AND "outbox_delivery"."state" IN ('failed', 'pending') AND NOT ("outbox_delivery"."key" = ''))
+
+-- ----------------
+
+SELECT DISTINCT "outbox_delivery"."handler" AS "handler", "outbox_delivery"."key" AS "key" FROM "outbox_delivery" WHERE ("outbox_delivery"."state" IN ('failed', 'pending') AND NOT ("outbox_delivery"."key" = ''))
+
+-- ----------------
+
+SELECT MAX("age") FILTER (WHERE ("__col1" = 'batch' AND NOT ("__col2" IN ('upgrade_batch')))) FROM (SELECT (STATEMENT_TIMESTAMP() - "outbox_delivery"."available_at") AS "age", "outbox_delivery"."waits_for" AS "__col1", "outbox_delivery"."handler" AS "__col2" FROM "outbox_delivery" WHERE ("outbox_delivery"."state" = 'pending' AND NOT ("outbox_delivery"."waits_for" = '')) ORDER BY "outbox_delivery"."handler" ASC, "outbox_delivery"."id" ASC LIMIT 100000) subquery
+
+-- ----------------
+
+SELECT MAX("age") FROM (SELECT (STATEMENT_TIMESTAMP() - "outbox_delivery"."due_since") AS "age" FROM "outbox_delivery" WHERE ("outbox_delivery"."state" = 'pending' AND "outbox_delivery"."due_since" IS NOT NULL AND "outbox_delivery"."waits_for" = '') ORDER BY "outbox_delivery"."handler" ASC, "outbox_delivery"."due_since" ASC LIMIT 100000) subquery
 
 -- ----------------
 
@@ -315,98 +466,228 @@ SELECT STATEMENT_TIMESTAMP() AS "now" FROM "outbox_event" ORDER BY "outbox_event
 
 -- ----------------
 
-UPDATE "outbox_delivery" SET "attempts" = LEAST(("outbox_delivery"."attempts" + 1), 32767), "dispatched_at" = STATEMENT_TIMESTAMP(), "status" = 'dispatched', "confirm_by" = (STATEMENT_TIMESTAMP() + '1:00:00'::interval) WHERE ("outbox_delivery"."id" IN (11, 12) AND "outbox_delivery"."status" = 'pending')
+SELECT SUM("outbox_handlerstats"."succeeded") AS "sum" FROM "outbox_handlerstats" WHERE ("outbox_handlerstats"."handler" IN ('outbox.send_background', 'record', 'record_all', 'flaky', 'broken', 'filed', 'deadly', 'async_context', 'shipment_saved', 'shipment_deleted', 'paid_mail', 'paid_stock', 'paid_analytics', 'resize', 'upgrade_event', 'upgrade_failing', 'upgrade_batch', 'upgrade_ordered', 'upgrade_call', 'upgrade_receiver') AND "outbox_handlerstats"."bucket" >= (DATE_TRUNC('minute', STATEMENT_TIMESTAMP() AT TIME ZONE 'UTC') - '0:01:00'::interval) AND "outbox_handlerstats"."bucket" < (DATE_TRUNC('minute', STATEMENT_TIMESTAMP() AT TIME ZONE 'UTC')))
 
 -- ----------------
 
-UPDATE "outbox_delivery" SET "status" = 'discarded', "finished_at" = STATEMENT_TIMESTAMP(), "confirm_by" = NULL, "error" = CASE WHEN ("outbox_delivery"."error" = '') THEN 'cancelled' ELSE (COALESCE('cancelled
+UPDATE "outbox_delivery" SET "state" = 'discarded', "finished_at" = STATEMENT_TIMESTAMP(), "confirm_by" = NULL, "error" = CASE WHEN ("outbox_delivery"."error" = '') THEN 'cancelled' ELSE (COALESCE('cancelled
 
-', '') || COALESCE("outbox_delivery"."error", '')) END WHERE ("outbox_delivery"."event_id" = '01a202f278407debba618ee13fca8553'::uuid AND "outbox_delivery"."status" = 'pending' AND "outbox_delivery"."status" IN ('failed', 'pending'))
-
--- ----------------
-
-UPDATE "outbox_delivery" SET "status" = 'discarded', "finished_at" = STATEMENT_TIMESTAMP(), "confirm_by" = NULL, "error" = CASE WHEN ("outbox_delivery"."error" = '') THEN 'enough' ELSE (COALESCE('enough
-
-', '') || COALESCE("outbox_delivery"."error", '')) END WHERE "outbox_delivery"."status" IN ('failed', 'pending')
+', '') || COALESCE("outbox_delivery"."error", '')) END WHERE ("outbox_delivery"."event_id" = '01a216a1cdca7472bfff0feef5266536'::uuid AND "outbox_delivery"."state" = 'pending' AND "outbox_delivery"."state" IN ('failed', 'pending'))
 
 -- ----------------
 
-UPDATE "outbox_delivery" SET "status" = 'pending', "available_at" = STATEMENT_TIMESTAMP(), "held" = '', "attempts" = 0, "redeliveries" = 1, "crashes" = 0, "finished_at" = NULL, "confirm_by" = NULL WHERE ("outbox_delivery"."id" IN (4) AND "outbox_delivery"."status" = 'failed')
+UPDATE "outbox_delivery" SET "state" = 'discarded', "finished_at" = STATEMENT_TIMESTAMP(), "confirm_by" = NULL, "error" = CASE WHEN ("outbox_delivery"."error" = '') THEN 'enough' ELSE (COALESCE('enough
+
+', '') || COALESCE("outbox_delivery"."error", '')) END WHERE "outbox_delivery"."state" IN ('failed', 'pending')
 
 -- ----------------
 
-UPDATE "outbox_delivery" SET "status" = 'pending', "redeliveries" = 1 WHERE "outbox_delivery"."status" = 'dispatched'
+UPDATE "outbox_delivery" SET "state" = 'pending', "available_at" = STATEMENT_TIMESTAMP(), "due_since" = NULL, "waits_for" = '', "attempts" = 0, "refusals" = 0, "redeliveries" = 0, "crashes" = 0, "expires_at" = NULL, "resends" = LEAST(("outbox_delivery"."resends" + 1), 32767), "finished_at" = NULL, "confirm_by" = NULL, "message_options" = NULL WHERE ("outbox_delivery"."id" IN (4) AND "outbox_delivery"."state" = 'failed')
 
 -- ----------------
 
-UPDATE "outbox_relayheartbeat" SET "seen_at" = STATEMENT_TIMESTAMP(), "host" = 'host', "pid" = 13740, "queues" = '', "state" = 'running', "detail" = '', "dispatched" = 1, "last_dispatch_at" = STATEMENT_TIMESTAMP() WHERE "outbox_relayheartbeat"."id" = '9d73cf953a2c4014ab7da6e433eef486'::uuid
+UPDATE "outbox_delivery" SET "state" = 'pending', "redeliveries" = 1 WHERE "outbox_delivery"."state" = 'dispatched'
+
+-- ----------------
+
+UPDATE "outbox_processheartbeat" SET "seen_at" = STATEMENT_TIMESTAMP(), "state_since" = CASE WHEN ("outbox_processheartbeat"."state" = 'running') THEN "outbox_processheartbeat"."state_since" ELSE STATEMENT_TIMESTAMP() END, "state" = 'running', "detail" = '', "dispatched" = 1, "problems" = '[]'::jsonb, "last_dispatch_at" = STATEMENT_TIMESTAMP(), "kind" = 'relay', "queues" = '', "host" = 'host', "pid" = 12601, "version" = '0.1.0' WHERE "outbox_processheartbeat"."id" = '6795a4bf951e4e03bbb81147510ca12d'::uuid
+
+-- ----------------
+
+UPDATE "outbox_processheartbeat" SET "seen_at" = STATEMENT_TIMESTAMP(), "state_since" = CASE WHEN ("outbox_processheartbeat"."state" = 'running') THEN "outbox_processheartbeat"."state_since" ELSE STATEMENT_TIMESTAMP() END, "state" = 'running', "kind" = 'worker', "queues" = 'default,outbox_test_default,outbox_test_other,upgrades', "threads" = 4, "host" = 'host', "pid" = 12601, "version" = '0.1.0' WHERE "outbox_processheartbeat"."id" = '5f627f3127d543a29dc25ca03c93b29c'::uuid
 
 -- ----------------
 
 WITH 
 locked AS MATERIALIZED (
     SELECT id, event_id, handler, key, available_at FROM outbox_delivery
-    WHERE status = 'pending' AND held = '' AND available_at <= statement_timestamp() AND key = '' 
+    WHERE state = 'pending' AND waits_for = '' AND available_at <= statement_timestamp() AND key <> '' 
+      AND (available_at, id) >= ('-infinity'::timestamptz, 0::bigint)
+    ORDER BY available_at, id
+    LIMIT 500
+    FOR NO KEY UPDATE SKIP LOCKED
+), 
+behind AS MATERIALIZED (
+    SELECT l.id FROM locked l
+    WHERE EXISTS (
+        SELECT 1 FROM outbox_delivery p
+        WHERE p.handler = l.handler AND p.key = l.key AND p.key <> '' AND p.id < l.id
+          AND p.state IN ('pending', 'dispatched', 'failed')
+          AND (p.state <> 'failed' OR l.handler <> ALL('{}'::text[]))
+    ) OR EXISTS (
+        -- Through its own index. A later delivery may be dispatched when this one failed and was retried.
+        SELECT 1 FROM outbox_delivery p
+        WHERE p.handler = l.handler AND p.key = l.key AND p.key <> '' AND p.state = 'dispatched'
+          AND p.id <> l.id
+    )
+), first AS (SELECT * FROM locked l WHERE NOT EXISTS (SELECT 1 FROM behind b WHERE b.id = l.id)), 
+blocked AS (
+    UPDATE outbox_delivery d SET waits_for = 'key' FROM behind b WHERE d.id = b.id
+    RETURNING d.id, d.event_id::text, d.handler, d.queue, d.key, 0, 0, 0, '', '', '', '', false, 0::bigint, 0,
+              '', true
+), 
+sized AS (
+    SELECT l.id, l.available_at, e.topic, e.key, e.payload, e.headers, e.created_at, e.version,
+           sum(coalesce(octet_length(e.payload) + octet_length(e.headers), 0))
+               OVER (ORDER BY l.available_at, l.id)
+               - coalesce(octet_length(e.payload) + octet_length(e.headers), 0) AS bytes_before
+    FROM first l LEFT JOIN LATERAL (
+        SELECT topic, key, payload::text, headers::text, created_at, version
+        FROM outbox_event WHERE id = l.event_id OFFSET 0
+    ) AS e ON true
+), 
+updated AS (
+    UPDATE outbox_delivery SET
+        state = 'dispatched',
+        confirm_by = statement_timestamp() + '1:00:00'::interval,
+        attempts = least(attempts + 1, 32767),
+        dispatched_at = statement_timestamp()
+    WHERE id = ANY(ARRAY(SELECT id FROM sized WHERE bytes_before < 8388608))
+    RETURNING id, event_id, handler, queue, attempts, redeliveries, resends, expires_at, message_options
+), 
+marked AS (
+    SELECT d.id, d.event_id::text, d.handler, d.queue, coalesce(s.key, ''), d.attempts, d.redeliveries,
+           d.resends, coalesce(s.topic, ''), coalesce(s.payload::text, ''), coalesce(s.headers::text, ''),
+           coalesce(s.created_at::text, ''),
+           d.attempts = 1 AND coalesce(d.expires_at <= statement_timestamp(), false),
+           -- The same moment for all rows, computed once.
+           (SELECT (extract(epoch FROM statement_timestamp()) * 1000000)::bigint),
+           coalesce(s.version, 1), coalesce(d.message_options::text, ''), false AS blocked
+    FROM updated d JOIN sized s ON s.id = d.id
+), 
+last AS (
+    SELECT * FROM (
+        (SELECT available_at, id FROM locked ORDER BY available_at DESC, id DESC LIMIT 1)
+        UNION ALL
+        (SELECT available_at, id FROM sized WHERE bytes_before >= 8388608 ORDER BY 1, 2 LIMIT 1)
+    ) AS ends ORDER BY available_at, id LIMIT 1
+) SELECT * FROM marked UNION ALL SELECT * FROM blocked UNION ALL 
+SELECT 0, NULL, '', '', '', 0, 0, 0, '', json_build_object(
+           'rows', (SELECT count(*) FROM locked),
+           'last', (
+               SELECT json_build_array((extract(epoch FROM available_at) * 1000000)::bigint, id) FROM last
+           ),
+           'now_us', (extract(epoch FROM statement_timestamp()) * 1000000)::bigint,
+           'paused', (SELECT array_agg(handler) FROM outbox_pausedhandler),
+           'idle_limit', set_config('idle_in_transaction_session_timeout', '30000ms', true)
+       )::text, '', '', false, 0, 0, '', NULL
+
+-- ----------------
+
+WITH 
+locked AS MATERIALIZED (
+    SELECT id, event_id, handler, key, available_at FROM outbox_delivery
+    WHERE state = 'pending' AND waits_for = '' AND available_at <= statement_timestamp() AND key = '' 
+      AND (available_at, id) >= ('-infinity'::timestamptz, 0::bigint)
     ORDER BY available_at, id
     LIMIT 500
     FOR NO KEY UPDATE SKIP LOCKED
 ), 
 sized AS (
-    SELECT l.id, e.topic, e.key, e.payload, e.headers, e.created_at,
-           sum(coalesce(pg_column_size(e.payload), 0)) OVER (ORDER BY l.available_at, l.id)
-               - coalesce(pg_column_size(e.payload), 0) AS bytes_before
-    FROM locked l LEFT JOIN outbox_event e ON e.id = l.event_id
-) 
-UPDATE outbox_delivery d SET
-    status = 'dispatched', confirm_by = statement_timestamp() + '1:00:00'::interval,
-    attempts = least(d.attempts + 1, 32767),
-    dispatched_at = statement_timestamp()
-FROM sized s
-WHERE d.id = s.id AND s.bytes_before < 16777216
-RETURNING d.id, d.event_id, d.handler, d.queue, coalesce(s.key, ''), d.attempts, d.redeliveries,
-          coalesce(s.topic, ''), coalesce(s.payload::text, ''), coalesce(s.headers::text, ''),
-          coalesce(s.created_at::text, ''), coalesce(d.expires_at <= statement_timestamp(), false),
-          (extract(epoch FROM d.dispatched_at) * 1000000)::bigint,
-          false AS held, (SELECT count(*) FROM locked)
+    SELECT l.id, l.available_at, e.topic, e.key, e.payload, e.headers, e.created_at, e.version,
+           sum(coalesce(octet_length(e.payload) + octet_length(e.headers), 0))
+               OVER (ORDER BY l.available_at, l.id)
+               - coalesce(octet_length(e.payload) + octet_length(e.headers), 0) AS bytes_before
+    FROM locked l LEFT JOIN LATERAL (
+        SELECT topic, key, payload::text, headers::text, created_at, version
+        FROM outbox_event WHERE id = l.event_id OFFSET 0
+    ) AS e ON true
+), 
+updated AS (
+    UPDATE outbox_delivery SET
+        state = 'dispatched',
+        confirm_by = statement_timestamp() + '1:00:00'::interval,
+        attempts = least(attempts + 1, 32767),
+        dispatched_at = statement_timestamp()
+    WHERE id = ANY(ARRAY(SELECT id FROM sized WHERE bytes_before < 8388608))
+    RETURNING id, event_id, handler, queue, attempts, redeliveries, resends, expires_at, message_options
+), 
+marked AS (
+    SELECT d.id, d.event_id::text, d.handler, d.queue, coalesce(s.key, ''), d.attempts, d.redeliveries,
+           d.resends, coalesce(s.topic, ''), coalesce(s.payload::text, ''), coalesce(s.headers::text, ''),
+           coalesce(s.created_at::text, ''),
+           d.attempts = 1 AND coalesce(d.expires_at <= statement_timestamp(), false),
+           -- The same moment for all rows, computed once.
+           (SELECT (extract(epoch FROM statement_timestamp()) * 1000000)::bigint),
+           coalesce(s.version, 1), coalesce(d.message_options::text, ''), false AS blocked
+    FROM updated d JOIN sized s ON s.id = d.id
+), 
+last AS (
+    SELECT * FROM (
+        (SELECT available_at, id FROM locked ORDER BY available_at DESC, id DESC LIMIT 1)
+        UNION ALL
+        (SELECT available_at, id FROM sized WHERE bytes_before >= 8388608 ORDER BY 1, 2 LIMIT 1)
+    ) AS ends ORDER BY available_at, id LIMIT 1
+) SELECT * FROM marked UNION ALL 
+SELECT 0, NULL, '', '', '', 0, 0, 0, '', json_build_object(
+           'rows', (SELECT count(*) FROM locked),
+           'last', (
+               SELECT json_build_array((extract(epoch FROM available_at) * 1000000)::bigint, id) FROM last
+           ),
+           'now_us', (extract(epoch FROM statement_timestamp()) * 1000000)::bigint,
+           'paused', (SELECT array_agg(handler) FROM outbox_pausedhandler),
+           'idle_limit', set_config('idle_in_transaction_session_timeout', '30000ms', true)
+       )::text, '', '', false, 0, 0, '', NULL
 
 -- ----------------
 
-WITH new_event AS (
-    INSERT INTO outbox_event (id, topic, key, payload, headers, dedup_key)
-    SELECT id, topic, key, payload::jsonb, headers::jsonb, dedup_key
-    FROM unnest('{01a202f27851707eb5d5091ee8d286f8,01a202f27851715d8eed86d99ff9a9ee,01a202f2785171c9ae516992bf4dedab}'::uuid[]::uuid[], '{upgrade.event,upgrade.event,upgrade.event}'::text[], '{many-0,many-1,many-2}'::text[], '{0,1,2}'::text[], '{"{}","{}","{}"}'::text[], '{NULL,NULL,NULL}'::text[])
-        AS new(id, topic, key, payload, headers, dedup_key)
-) 
-    INSERT INTO outbox_delivery (event_id, handler, queue, key, held, available_at, expires_at)
-    SELECT event_id, handler, queue, key, held,
-           coalesce(eta, statement_timestamp()) + wait,
-           coalesce(expires_at, statement_timestamp() + expires_in)
-    FROM unnest('{01a202f27851707eb5d5091ee8d286f8,01a202f27851715d8eed86d99ff9a9ee,01a202f2785171c9ae516992bf4dedab}'::uuid[]::uuid[], '{upgrade_event,upgrade_event,upgrade_event}'::text[], '{upgrades,upgrades,upgrades}'::text[], '{"","",""}'::text[], '{"","",""}'::text[], '{NULL,NULL,NULL}'::timestamptz[], '{0:00:00,0:00:00,0:00:00}'::interval[]::interval[],
-                '{NULL,NULL,NULL}'::timestamptz[], '{NULL,NULL,NULL}'::interval[])
-        WITH ORDINALITY
-        AS new(event_id, handler, queue, key, held, eta, wait, expires_at, expires_in, position)
- ORDER BY position
-
--- ----------------
-
-WITH new_event AS (
-INSERT INTO outbox_event (id, topic, key, payload, headers, dedup_key)
-VALUES ('01a202f2784772d1a093c32bf909d0ef'::uuid, 'upgrade.event', '', '"delayed"'::jsonb, '{}'::jsonb, NULL)
-) 
-INSERT INTO outbox_delivery (event_id, handler, queue, key, held, available_at, expires_at) VALUES ('01a202f2784772d1a093c32bf909d0ef'::uuid, 'upgrade_event', 'upgrades', '', '', '2026-01-01 00:00:00+00:00'::timestamptz, NULL)
-
--- ----------------
-
-WITH new_event AS (
-INSERT INTO outbox_event (id, topic, key, payload, headers, dedup_key)
-VALUES ('01a202f2784f78199a31868b94e125ca'::uuid, 'upgrade.failing', '', 'null'::jsonb, '{}'::jsonb, NULL)
-) 
-INSERT INTO outbox_delivery (event_id, handler, queue, key, held, available_at, expires_at) VALUES ('01a202f2784f78199a31868b94e125ca'::uuid, 'upgrade_failing', 'upgrades', '', '', statement_timestamp() + '0:00:00.001000'::interval, NULL)
-
--- ----------------
-
-WITH new_event AS (
-INSERT INTO outbox_event (id, topic, key, payload, headers, dedup_key)
-VALUES ('01a202f278587c0f92584c29ca52ce8a'::uuid, 'upgrade.lane', 'lane-1', '0'::jsonb, '{}'::jsonb, NULL)
-) 
-INSERT INTO outbox_delivery (event_id, handler, queue, key, held, available_at, expires_at) VALUES ('01a202f278587c0f92584c29ca52ce8a'::uuid, 'upgrade_lane', 'upgrades', 'lane-1', '', statement_timestamp(), NULL)
+WITH 
+locked AS MATERIALIZED (
+    SELECT id, event_id, handler, key, available_at FROM outbox_delivery
+    WHERE state = 'pending' AND waits_for = 'batch' AND handler = 'upgrade_batch'
+      AND available_at <= statement_timestamp() + '0:00:00.001000'::interval
+      AND (available_at, id) >= ('2026-11-26T06:53:51.563105+00:00'::timestamptz, 0::bigint)
+    ORDER BY available_at, id
+    LIMIT 2
+    FOR NO KEY UPDATE SKIP LOCKED
+), 
+ready AS (
+    SELECT * FROM locked WHERE (
+        SELECT count(*) >= 2 OR min(available_at) <= statement_timestamp() FROM locked
+    )
+), 
+sized AS (
+    SELECT l.id, l.available_at, e.topic, e.key, e.payload, e.headers, e.created_at, e.version,
+           sum(coalesce(octet_length(e.payload) + octet_length(e.headers), 0))
+               OVER (ORDER BY l.available_at, l.id)
+               - coalesce(octet_length(e.payload) + octet_length(e.headers), 0) AS bytes_before
+    FROM ready l LEFT JOIN LATERAL (
+        SELECT topic, key, payload::text, headers::text, created_at, version
+        FROM outbox_event WHERE id = l.event_id OFFSET 0
+    ) AS e ON true
+), 
+updated AS (
+    UPDATE outbox_delivery SET
+        state = 'dispatched',
+        confirm_by = statement_timestamp() + '1:00:00'::interval,
+        attempts = least(attempts + 1, 32767),
+        dispatched_at = statement_timestamp()
+    WHERE id = ANY(ARRAY(SELECT id FROM sized WHERE bytes_before < 8388608))
+    RETURNING id, event_id, handler, queue, attempts, redeliveries, resends, expires_at, message_options
+), 
+marked AS (
+    SELECT d.id, d.event_id::text, d.handler, d.queue, coalesce(s.key, ''), d.attempts, d.redeliveries,
+           d.resends, coalesce(s.topic, ''), coalesce(s.payload::text, ''), coalesce(s.headers::text, ''),
+           coalesce(s.created_at::text, ''),
+           d.attempts = 1 AND coalesce(d.expires_at <= statement_timestamp(), false),
+           -- The same moment for all rows, computed once.
+           (SELECT (extract(epoch FROM statement_timestamp()) * 1000000)::bigint),
+           coalesce(s.version, 1), coalesce(d.message_options::text, ''), false AS blocked
+    FROM updated d JOIN sized s ON s.id = d.id
+), 
+last AS (
+    SELECT * FROM (
+        (SELECT available_at, id FROM locked ORDER BY available_at DESC, id DESC LIMIT 1)
+        UNION ALL
+        (SELECT available_at, id FROM sized WHERE bytes_before >= 8388608 ORDER BY 1, 2 LIMIT 1)
+    ) AS ends ORDER BY available_at, id LIMIT 1
+) SELECT * FROM marked UNION ALL 
+SELECT 0, NULL, '', '', '', 0, 0, 0, '', json_build_object(
+           'rows', (SELECT count(*) FROM locked),
+           'last', (
+               SELECT json_build_array((extract(epoch FROM available_at) * 1000000)::bigint, id) FROM last
+           ),
+           'now_us', (extract(epoch FROM statement_timestamp()) * 1000000)::bigint,
+           'paused', (SELECT array_agg(handler) FROM outbox_pausedhandler),
+           'idle_limit', set_config('idle_in_transaction_session_timeout', '30000ms', true)
+       )::text, '', '', false, 0, 0, '', NULL

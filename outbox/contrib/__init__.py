@@ -1,0 +1,1 @@
+"""Integrations with optional packages; nothing imports them unless the project uses them."""

@@ -1,0 +1,1 @@
+"""The write of an event with its deliveries: portable, by INSERT and by COPY."""

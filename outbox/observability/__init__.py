@@ -1,0 +1,1 @@
+"""Telemetry signals, and the log that subscribes to them."""

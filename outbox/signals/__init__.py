@@ -1,0 +1,1 @@
+"""Background receivers, and signals that are recorded as events."""

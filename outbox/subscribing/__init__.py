@@ -1,0 +1,1 @@
+"""The declaration of handlers and of Dramatiq actors whose messages join the transaction."""

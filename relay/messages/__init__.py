@@ -1,0 +1,1 @@
+"""The Dramatiq messages of claimed deliveries, and their ids."""
