@@ -17,6 +17,7 @@ OutboxError
 ├── UnknownHandler              no handler is registered under this name
 ├── InstanceMissing             a model instance that an event refers to no longer exists
 ├── DeliveryFailed              a task failed without an error of its function
+├── EmbeddedBrokerError         a message or a worker that EmbeddedBroker cannot have
 ├── TransactionRolledBack       the transaction of a transactional handler cannot commit
 └── BrokerUnavailable           the broker could not be reached, or did not answer in time
     └── BrokerFull              the broker has too little memory left for more messages
@@ -128,6 +129,10 @@ class InstanceMissing(OutboxError):
 
 class DeliveryFailed(OutboxError):
     """Named in the result of a task that failed without an error of its function, such as by a crash."""
+
+
+class EmbeddedBrokerError(OutboxError):
+    """Raised when a message would vanish with the process, or a worker would get no message."""
 
 
 class TransactionRolledBack(OutboxError):

@@ -29,6 +29,19 @@ def user_id() -> int:
     return os.getuid()
 
 
+def may_be_running(pid: int) -> bool:
+    """Return whether this host may have a process of this number; on Windows always, where asking ends it."""
+    if HANGUP is None:
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
 @contextmanager
 def all_signals_blocked() -> Generator[None]:
     """Let no signal interrupt the block; on Windows signals interrupt only the main thread."""

@@ -74,12 +74,8 @@ class Relay:
         options = self.options
         connection = connections[options.database]
         # A thread would not see the uncommitted rows of a test case's transaction.
-        beside = (
-            options.maintain_beside
-            and not options.ends
-            and connection.vendor == "postgresql"
-            and not connection.in_atomic_block
-        )
+        has_thread = connection.vendor == "postgresql" and not connection.in_atomic_block
+        beside = has_thread and options.maintain_beside and not options.ends
         # Connections to a broker belong to one thread.
         asking = Dispatcher(database=options.database) if beside else self._dispatcher
         return Maintenance(
@@ -92,6 +88,7 @@ class Relay:
             at_end=asking.close,
             report=self._report_state,
             problems=lambda: [*self._wakeup.problems(), *self._rounds.put_off.problems()],
+            owner=options.owner,
             clock=options.clock,
         )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from datetime import timedelta
 from functools import partial
 from typing import Any
 from uuid import uuid4
@@ -14,7 +13,6 @@ from django.db.models.functions import Now
 from outbox.models import Delivery, PausedHandler, ProcessHeartbeat
 from outbox.models.ordering_keys import BEFORE_ALL
 from outbox.models.row_locks import brief_transaction
-from outbox.operations.pruning import PruningPass
 from outbox.process_fields import process_fields
 from outbox.registry import registry
 
@@ -23,6 +21,9 @@ from .handler_changes import CHANGES_INTERVAL_S, HandlerChanges
 from .maintenance_task import BUSY_SHARE, MaintenanceTask, TaskRun
 from .maintenance_thread import MaintenanceThread
 from .operator_jobs import jobs_task
+from .orphans import Orphans
+from .owner_lock import OwnerLock
+from .pruning_task import Pruning
 from .redelivery import AskBrokers, Redelivery, redeliver_interval_s
 
 BEAT_INTERVAL_S = 5.0
@@ -33,9 +34,6 @@ UNBLOCK_INTERVAL_S = 5.0
 # A resumed handler has its first deliveries at once; this makes the others due.
 END_WAITS_INTERVAL_S = 15.0
 KEY_CHUNK = 1000
-# Few enough that the other tasks, and on SQLite the dispatch, do not wait for long.
-PRUNE_CHUNKS_AT_ONCE = 5
-FORGET_PROCESSES_AFTER = timedelta(days=1)
 
 # The more dead rows there are, the longer a scan past them takes. So a task that scans gets this share of the
 # time and runs less often.
@@ -46,12 +44,6 @@ PRUNE_SHARE = 0.5
 
 RUNNING = "running"
 BEHIND = "maintenance behind"
-# A pass over the events past their retention that takes longer than this is reported.
-PRUNE_PATIENCE_S = 600.0
-PRUNING_IS_BEHIND = (
-    "pruning has not deleted all events past RETENTION for more than 10 minutes, so the tables grow; "
-    "run more relays, or outbox_prune once"
-)
 
 
 class Maintenance:
@@ -69,6 +61,7 @@ class Maintenance:
         report: called with the relay's new state and its reason when the tasks are late, or no longer.
         problems: returns the relay's present problems for its heartbeat, each with its `kind` and `cause`.
         key_chunk: the ordering keys and stale waits of one run at most.
+        owner: the lock of this process, if it runs the handlers.
         clock: returns monotonic seconds.
     """
 
@@ -85,9 +78,10 @@ class Maintenance:
         report: Callable[[str, str], object] = lambda _state, _detail: None,
         problems: Callable[[], list[dict[str, Any]]] = list,
         key_chunk: int = KEY_CHUNK,
+        owner: OwnerLock | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.relay_id = uuid4()
+        self.relay_id = owner.process_id if owner else uuid4()
         self._database = database
         self._queues = queues
         self._problems = problems
@@ -95,9 +89,10 @@ class Maintenance:
         self._report = report
         self._clock = clock
         self._repair_losses = repair_losses
-        self._redelivery = Redelivery(database=database, ask=ask, queues=queues)
-        self._pruning = PruningPass(database)
-        self._pruning_since: float | None = None
+        own = owner.number if owner else None
+        self._redelivery = Redelivery(database=database, ask=ask, queues=queues, own=own)
+        self._orphans = Orphans(database=database, own=own, clock=clock)
+        self.pruning = Pruning(database, clock)
         self.changes = HandlerChanges(database=database, queues=queues)
         self._dispatched = 0
         self._reported = 0
@@ -124,12 +119,13 @@ class Maintenance:
         self._tasks = (
             self._redeliver,
             self._check_losses,
+            task("orphans", self._orphans.run, interval_s=self._orphans.interval_s, share=BUSY_SHARE),
             scan("handler changes", self.changes.run, interval_s=CHANGES_INTERVAL_S),
             scan("unblocking", self._unblock_some, interval_s=UNBLOCK_INTERVAL_S, busy_share=SCAN_SHARE),
             scan("ending stale waits", self._end_some_waits, interval_s=END_WAITS_INTERVAL_S),
             sampling_task(scan, self._database),
             jobs_task(task, self._database),
-            task("pruning", self._prune_some, interval_s=PRUNE_INTERVAL_S, busy_share=prune_share),
+            task("pruning", self.pruning.run, interval_s=PRUNE_INTERVAL_S, busy_share=prune_share),
         )
 
     def run_due_tasks(self) -> bool:
@@ -145,10 +141,7 @@ class Maintenance:
 
     def state(self) -> tuple[str, str]:
         """Return the state of a relay whose database and broker answer, with the reason."""
-        problem = self._thread.problem() if self._thread else ""
-        since = self._pruning_since
-        if not problem and since is not None and self._clock() - since > PRUNE_PATIENCE_S:
-            problem = PRUNING_IS_BEHIND
+        problem = (self._thread.problem() if self._thread else "") or self.pruning.problem()
         return (BEHIND, problem) if problem else (RUNNING, "")
 
     def close(self, timeout_s: float) -> None:
@@ -228,20 +221,6 @@ class Maintenance:
             limit=self._key_chunk,
         )
         return ended
-
-    def _prune_some(self) -> TaskRun:
-        if self._pruning_since is None:
-            self._pruning_since = self._clock()
-        self.prune()
-        if self._pruning.is_complete:
-            self._pruning_since = None
-        return TaskRun(has_more=not self._pruning.is_complete)
-
-    def prune(self) -> None:
-        """Delete a part of the events past their retention, and heartbeats of processes that died."""
-        if self._pruning.is_complete:
-            ProcessHeartbeat.objects.using(self._database).forget(FORGET_PROCESSES_AFTER)
-        self._pruning.delete_chunks(PRUNE_CHUNKS_AT_ONCE)
 
     def sign_off(self) -> None:
         """Delete the relay's heartbeat, since the relay ends."""

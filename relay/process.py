@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from outbox.own_connection import own_connection
 from relay.supervision.parent_pipe import stop_with_supervisor
 
 from .asking import ask_within
+from .embedded_worker import EmbeddedWorker
 from .loop import Relay
 from .probe_file import ProbeFile
 from .progress import Progress
@@ -34,6 +35,8 @@ COLLECT_AFTER = 50_000
 # A progress bar is not worth a longer wait.
 COUNT_TIMEOUT_S = 5.0
 
+WorkerOf = Callable[[Sequence[str]], AbstractContextManager[EmbeddedWorker]]
+
 
 def run_relays(
     databases: Sequence[str],
@@ -41,6 +44,7 @@ def run_relays(
     progress_to: Any = None,
     parent_pipe: int | None = None,
     probe_file: Path | None = None,
+    worker: WorkerOf | None = None,
     **options: Any,
 ) -> None:
     """Run one relay per database; return when all have ended.
@@ -49,6 +53,7 @@ def run_relays(
         progress_to: a terminal for the progress bar of a drain, None for no bar.
         parent_pipe: the child's descriptor of the supervisor's pipe, None without a supervisor.
         probe_file: a file that is touched while no relay hangs, None for no file.
+        worker: makes the worker that runs the handlers in this process, None if other processes run them.
         options: of `RelayOptions`.
 
     Raises:
@@ -60,12 +65,14 @@ def run_relays(
     stop_limit_s = get_settings().dispatch_timeout.total_seconds() + STOP_MARGIN_S
     with (
         Stop() as stop,
-        ends_within(stop_limit_s, stop),
         _stopped_by_signals(stop, parent_pipe),
+        # It waits for running handlers, and so may end later than the relays.
+        worker(databases) if worker else nullcontext() as running,
+        ends_within(stop_limit_s, stop),
         _rare_garbage_collection(),
     ):
         relays = [
-            Relay(_options(database, probe, progress=progress, **options), stop=stop)
+            Relay(_options(database, probe, progress=progress, worker=running, **options), stop=stop)
             for database in databases
         ]
         _run(relays, stop)

@@ -56,12 +56,20 @@ class Redelivery:
     Args:
         queues: redeliver only deliveries to these queues; empty for all.
         ask: asks the brokers; without it all overdue deliveries are redelivered.
+        own: the number of this process, if it runs handlers; it leaves the deliveries of others alone.
         chunk: the overdue deliveries that are read at once.
     """
 
     def __init__(
-        self, *, database: str, ask: AskBrokers | None, queues: tuple[str, ...] = (), chunk: int = CHUNK
+        self,
+        *,
+        database: str,
+        ask: AskBrokers | None,
+        queues: tuple[str, ...] = (),
+        own: int | None = None,
+        chunk: int = CHUNK,
     ) -> None:
+        self._own = own
         self._database = database
         self._queues = queues
         self._ask = ask
@@ -125,6 +133,7 @@ class Redelivery:
         # A relay can neither dispatch the deliveries of an unknown handler nor look for them at a broker.
         known = [*registry.handlers, *registry.former_names()]
         rows = self._deliveries.overdue().filter(handler__in=known).order_by("confirm_by")
+        rows = rows.filter(Q(owner=None) | Q(owner=self._own))
         if self._queues:
             rows = rows.filter(queue__in=self._queues)
         old = ExpressionWrapper(Q(dispatched_at__lt=too_long_ago), output_field=BooleanField())

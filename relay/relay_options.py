@@ -9,6 +9,9 @@ from datetime import timedelta
 
 from outbox.publishing.notify_throttle import BUSY_GAP_S
 
+from .embedded_worker import EmbeddedWorker
+from .owner_lock import OwnerLock
+
 # A busy host does not notify of each commit. So the relay checks again this soon after a dispatch, and then
 # after ever longer waits up to POLL_INTERVAL.
 SHORTEST_WAIT_S = BUSY_GAP_S + 0.01
@@ -26,6 +29,7 @@ class RelayOptions:
         maintain_beside: maintain in a thread. A relay that ends, or serves SQLite, maintains in its loop.
         shortest_wait_s: the wait between a dispatch and the first check without a notification.
         clock: returns monotonic seconds.
+        worker: the worker in this process; None if handlers run in other processes.
     """
 
     database: str
@@ -40,8 +44,14 @@ class RelayOptions:
     maintain_beside: bool = True
     shortest_wait_s: float = SHORTEST_WAIT_S
     clock: Callable[[], float] = time.monotonic
+    worker: EmbeddedWorker | None = None
 
     @property
     def ends(self) -> bool:
         """Whether the relay ends without a stop."""
         return self.once or self.drain
+
+    @property
+    def owner(self) -> OwnerLock | None:
+        """The lock of this process, if it runs the handlers of the database."""
+        return self.worker.owners[self.database] if self.worker else None

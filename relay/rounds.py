@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from operator import attrgetter
+from operator import attrgetter, methodcaller
 
 from django.db import transaction
 
@@ -20,6 +20,7 @@ from outbox.operations.unknown_handlers import LONGEST_DELAY
 from outbox.registry import BatchOptions, registry
 
 from .batch_limit import BatchLimit
+from .capacity import UNLIMITED, Capacity
 from .claim import Claim, ClaimResult, ScanCursors
 from .claimed_delivery import ClaimedDelivery
 from .dispatch import Dispatcher
@@ -67,6 +68,8 @@ class Rounds:
         self._limit = BatchLimit(rows=self.claim.limit, size=self.claim.max_bytes)
         self._lost_batch = False
         self.shortfall = Shortfall(clock=options.clock)
+        self._capacity = Capacity(options)
+        self._room = UNLIMITED
 
     def release_lost_batches(self) -> None:
         """Release the memory of lost batches, after the handling of their exceptions.
@@ -90,6 +93,13 @@ class Rounds:
         total = 0
         self._check_batches_at = 0.0
         while not self._stop.requested:
+            self._room = self._capacity.wait()
+            if not self._room:
+                self._maintenance.run_due_tasks()
+                if self._capacity.is_used_up and not self._options.ends:
+                    self.due_in()  # proves that the database answers, which the loop reports
+                    break
+                continue
             claims = list(self._dispatch_round())
             self.release_lost_batches()
             # After the round, so that one full queue does not keep the other kinds waiting.
@@ -106,7 +116,7 @@ class Rounds:
         if self._skipped_batches:
             self._check_batches_at = 0.0
             return True
-        if not self._options.drain or self.claim.cursors.were_full:
+        if not self._options.drain or (self.claim.cursors.were_full and not self._capacity.was_used()):
             return False
         self.claim.cursors.reset()
         return True
@@ -117,24 +127,16 @@ class Rounds:
         A stop waits for the current batch, not for the whole round.
         """
         ordered = any(handler.ordered for handler in registry.handlers.values())
-        yield self._dispatch_keyless(skip_ordered=ordered)
+        if ordered:
+            self._room = max(1, self._room // 2)
+        send = self._dispatcher.send
+        yield self._dispatch(self._room, methodcaller("claim_due", skip_ordered=ordered), send)
         if ordered and not self._stop.requested:
-            yield self._dispatch_ordered()
+            send_ordered = partial(send, running=rename_ordered(self._options.database))
+            claim_ordered = methodcaller("claim_ordered", skipping=registry.skipping())
+            yield self._dispatch(self._room, claim_ordered, send_ordered)
         if not self._stop.requested:
             yield from self._dispatch_ready_batches()
-
-    def _dispatch_keyless(self, *, skip_ordered: bool) -> ClaimResult:
-        with self._claim_transaction() as timeout_s:
-            claim = self._sized_claim().claim_due(skip_ordered=skip_ordered)
-            result = self._send(claim, self._dispatcher.send, timeout_s)
-        return self._finish(claim, result)
-
-    def _dispatch_ordered(self) -> ClaimResult:
-        running = rename_ordered(self._options.database)
-        with self._claim_transaction() as timeout_s:
-            claim = self._sized_claim().claim_ordered(skipping=registry.skipping())
-            result = self._send(claim, partial(self._dispatcher.send, running=running), timeout_s)
-        return self._finish(claim, result)
 
     def _dispatch_ready_batches(self) -> Iterator[ClaimResult]:
         batches = self._batches()
@@ -144,18 +146,22 @@ class Rounds:
         ready = [handler for handler, ready_in in self.claim.ready_in(batches).items() if ready_in <= 0]
         for handler in ready:
             if not self._stop.requested:
-                yield self._dispatch_batch(handler, batches[handler])
+                claim_batch = methodcaller("claim_batch", handler, batches[handler])
+                # A batch is one message, however many deliveries it has.
+                yield self._dispatch(UNLIMITED, claim_batch, self._dispatcher.send_batch)
         if not ready:
             self._check_batches_at = self._options.clock() + BATCH_CHECK_INTERVAL_S
 
-    def _dispatch_batch(self, handler: str, options: BatchOptions) -> ClaimResult:
+    def _dispatch(
+        self, room: int, make_claim: Callable[[Claim], ClaimResult], send: Callable[..., DispatchResult]
+    ) -> ClaimResult:
         with self._claim_transaction() as timeout_s:
-            claim = self._sized_claim().claim_batch(handler, options)
-            result = self._send(claim, self._dispatcher.send_batch, timeout_s)
+            claim = make_claim(self._sized_claim(room))
+            result = self._send(claim, send, timeout_s)
         return self._finish(claim, result)
 
-    def _sized_claim(self) -> Claim:
-        return replace(self.claim, limit=self._limit.rows, max_bytes=self._limit.size)
+    def _sized_claim(self, room: int) -> Claim:
+        return replace(self.claim, limit=min(self._limit.rows, room), max_bytes=self._limit.size)
 
     @contextmanager
     def _claim_transaction(self) -> Iterator[float]:
@@ -193,6 +199,7 @@ class Rounds:
             self._limit.note_sent(count, size, took_s=took_s, timeout_s=timeout_s)
         max_attempts = get_settings().max_dispatch_attempts
         mark(result, database=self._options.database, max_attempts=max_attempts)
+        self._capacity.own(result.sent)
         return result
 
     def _note_lost(self, count: int, size: int) -> None:

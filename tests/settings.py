@@ -100,9 +100,11 @@ def broker_settings(url: str) -> dict[str, Any]:
     if scheme in ("amqp", "amqps"):
         rabbitmq = {"url": url, "confirm_delivery": True}
         return {"BROKER": "dramatiq.brokers.rabbitmq.RabbitmqBroker", "OPTIONS": rabbitmq}
+    if scheme == "embedded":
+        return {"BROKER": "outbox.brokers.EmbeddedBroker", "OPTIONS": {}}
     if not url:
         return {"BROKER": "dramatiq.brokers.stub.StubBroker", "OPTIONS": {}}
-    raise ValueError(f"OUTBOX_TEST_BROKER_URL is {url!r}; use redis://… or amqp://…")
+    raise ValueError(f"OUTBOX_TEST_BROKER_URL is {url!r}; use redis://…, amqp://… or embedded:")
 
 
 _broker = broker_settings(os.environ.get("OUTBOX_TEST_BROKER_URL", ""))

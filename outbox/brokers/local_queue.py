@@ -1,4 +1,4 @@
-"""The fetched messages of one queue in this process, and their acknowledgements."""
+"""The messages that this process has fetched and not yet run, and their acknowledgements."""
 
 from __future__ import annotations
 
@@ -6,14 +6,21 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 
+import dramatiq.worker
+
 # A message that takes less than this is short: a process may fetch many of them in advance.
 SHORT_S = 0.010
 # The weight of the latest message in the moving average of the time that messages take.
 AVERAGE_WEIGHT = 0.1
+# Dramatiq's prefetch, and the prefetch of short messages.
+PREFETCH_PER_THREAD = 2
+SHORT_PREFETCH = 64
+# A process with room for less than a quarter of its prefetch waits this long for more room.
+COALESCE_S = 0.002
 
 
 class LocalQueue:
-    """The fetched messages of one queue, by their ids in Redis. It outlives its consumers.
+    """The fetched messages of one queue, by their ids in the broker. It outlives its consumers.
 
     Args:
         clock: returns monotonic seconds.
@@ -46,13 +53,13 @@ class LocalQueue:
             for one in ids:
                 self._running[one] = (now, len(self._running) + 1)
 
-    def finish(self, redis_id: str, *, ack: bool) -> None:
+    def finish(self, broker_id: str, *, ack: bool) -> None:
         """Record that a message has run, and whether its acknowledgement has to be sent."""
         with self._lock:
             if ack:
                 # First, so that an interrupt loses no acknowledgement.
-                self._acks[redis_id] = None
-            started, position = self._running.pop(redis_id, (None, 1))
+                self._acks[broker_id] = None
+            started, position = self._running.pop(broker_id, (None, 1))
             if started is not None:
                 self._count(self._clock() - started, position)
             self.changed.notify_all()
@@ -79,6 +86,21 @@ class LocalQueue:
         """Return the ids that Redis counts as fetched by this process, and that the process does not have."""
         with self._lock:
             return [one for one in fetched if one not in self._running and one not in self._acks]
+
+    def wait_for_room(self, prefetch: int, timeout_s: float) -> int:
+        """Wait until messages may be fetched; return how many, 0 after a timeout without room.
+
+        Args:
+            prefetch: how many messages may be fetched and not have run; short messages raise it.
+        """
+        is_raised = self.are_short and not dramatiq.worker.QUEUE_PREFETCH
+        limit = max(prefetch, SHORT_PREFETCH) if is_raised else prefetch
+        with self.changed:
+            if len(self) >= limit and not self.changed.wait(timeout_s):
+                return 0
+            if limit - len(self) <= limit // 4:
+                self.changed.wait_for(lambda: limit - len(self) > limit // 4, COALESCE_S)
+            return max(0, limit - len(self))
 
     @property
     def are_short(self) -> bool:

@@ -7,7 +7,6 @@ from collections import deque
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-import dramatiq.worker
 from dramatiq import Consumer
 from dramatiq.broker import MessageProxy
 from dramatiq.common import compute_backoff
@@ -15,7 +14,7 @@ from dramatiq.errors import ConnectionClosed
 from dramatiq.logging import get_logger
 from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
-from .local_queue import LocalQueue
+from .local_queue import PREFETCH_PER_THREAD, LocalQueue
 from .queue_commands import QueueCommands
 from .redis_connection import Command, encode_commands, own_connection, read_reply
 
@@ -27,11 +26,6 @@ SLICE_S = 0.1
 # How long the server blocks, and how much later its answer may come.
 BLOCK_S = 5.0
 ANSWER_MARGIN_S = 5.0
-# A consumer with room for less than a quarter of its prefetch waits this long for more room.
-COALESCE_S = 0.002
-# Dramatiq's prefetch, and the prefetch of short messages.
-PREFETCH_PER_THREAD = 2
-SHORT_PREFETCH = 64
 
 
 class BlockingConsumer(Consumer):
@@ -129,7 +123,7 @@ class BlockingConsumer(Consumer):
             self._commands.keep_alive()
         elif self._is_drained and self._can_block:
             self._block()
-        elif not (room := self._wait_for_room()):
+        elif not (room := self._local.wait_for_room(self._prefetch, SLICE_S)):
             self._commands.keep_alive()
         else:
             self._fetch(room)
@@ -142,21 +136,6 @@ class BlockingConsumer(Consumer):
             self._misses = 0
         elif self._misses or not self._can_block:
             self._pause()
-
-    def _wait_for_room(self) -> int:
-        """Wait until messages may be fetched; return how many, 0 after a slice of time without room."""
-        limit = self._limit()
-        with self._local.changed:
-            if len(self._local) >= limit and not self._local.changed.wait(SLICE_S):
-                return 0
-            if limit - len(self._local) <= limit // 4:
-                self._local.changed.wait_for(lambda: limit - len(self._local) > limit // 4, COALESCE_S)
-            return max(0, limit - len(self._local))
-
-    def _limit(self) -> int:
-        if dramatiq.worker.QUEUE_PREFETCH or not self._local.are_short:
-            return self._prefetch
-        return max(self._prefetch, SHORT_PREFETCH)
 
     def _become_idle(self) -> None:
         self._is_idle = True

@@ -299,6 +299,10 @@ class Migration(migrations.Migration):
                 ("refusals", models.PositiveSmallIntegerField(db_default=0, verbose_name="refusals")),
                 ("crashes", models.PositiveSmallIntegerField(db_default=0, verbose_name="crashes")),
                 ("expires_at", models.DateTimeField(blank=True, null=True, verbose_name="expires at")),
+                (
+                    "owner",
+                    models.BigIntegerField(blank=True, editable=False, null=True, verbose_name="owner"),
+                ),
                 ("attempts", models.PositiveSmallIntegerField(db_default=0, verbose_name="attempts")),
                 ("dispatched_at", models.DateTimeField(blank=True, null=True, verbose_name="dispatched at")),
                 (
@@ -356,6 +360,11 @@ class Migration(migrations.Migration):
                         condition=models.Q(("state", "dispatched")),
                         fields=["confirm_by"],
                         name="outbox_delivery_unconfirmed",
+                    ),
+                    models.Index(
+                        condition=models.Q(("owner__isnull", False), ("state", "dispatched")),
+                        fields=["owner"],
+                        name="outbox_delivery_owner",
                     ),
                     models.Index(
                         condition=models.Q(

@@ -49,6 +49,8 @@ class Delivery(models.Model):
     refusals = models.PositiveSmallIntegerField(_("refusals"), db_default=0)
     crashes = models.PositiveSmallIntegerField(_("crashes"), db_default=0)
     expires_at = models.DateTimeField(_("expires at"), null=True, blank=True)
+    # The process that has the message in its memory; null if a broker has it.
+    owner = models.BigIntegerField(_("owner"), null=True, blank=True, editable=False)
     attempts = models.PositiveSmallIntegerField(_("attempts"), db_default=0)
     dispatched_at = models.DateTimeField(_("dispatched at"), null=True, blank=True)
     state = models.CharField(_("state"), max_length=10, choices=State.choices, db_default=State.PENDING.value)
@@ -92,6 +94,12 @@ class Delivery(models.Model):
             ),
             models.Index(
                 fields=["confirm_by"], name="outbox_delivery_unconfirmed", condition=Q(state="dispatched")
+            ),
+            # Empty unless handlers run in the relay's process.
+            models.Index(
+                fields=["owner"],
+                name="outbox_delivery_owner",
+                condition=Q(state="dispatched", owner__isnull=False),
             ),
             models.Index(
                 fields=["handler", "key", "id"],

@@ -62,6 +62,7 @@ class DeliveryQuerySet(DeliveryFilters):
     extend_confirm_by = relay_verbs.extend_confirm_by
     redeliver_overdue = relay_verbs.redeliver_overdue
     redeliver_lost = relay_verbs.redeliver_lost
+    redeliver_orphans = relay_verbs.redeliver_orphans
     unlocked = row_locks.unlocked
     rename_handlers = handler_verbs.rename_handlers
     end_ordering = handler_verbs.end_ordering

@@ -30,6 +30,7 @@ def mark_dispatched(deliveries: DeliveryQuerySet, confirm_timeout: timedelta) ->
         attempts=Least(F("attempts") + 1, MAX_COUNT),
         dispatched_at=Now(),
         confirm_by=Now() + confirm_timeout,
+        owner=None,
     )
 
 
@@ -140,7 +141,20 @@ def redeliver_lost(deliveries: DeliveryQuerySet) -> int:
 
     The redelivery counts as a resend: its message is a possible duplicate, and the delivery is not at fault.
     """
-    return deliveries.unconfirmed().update(
+    return _resend(deliveries.unconfirmed())
+
+
+def redeliver_orphans(deliveries: DeliveryQuerySet, owner: int, *, limit: int) -> int:
+    """Redeliver the dispatched deliveries of a process that died with their messages; return how many.
+
+    Rows that a transaction of the dead process still locks are skipped.
+    """
+    orphans = unlocked(deliveries.unconfirmed().filter(owner=owner))
+    return _resend(deliveries.filter(pk__in=list(orphans.values_list("pk", flat=True)[:limit])))
+
+
+def _resend(deliveries: DeliveryQuerySet) -> int:
+    return deliveries.update(
         state=DeliveryState.PENDING,
         available_at=Now(),
         due_since=DUE_SINCE,

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
+from contextlib import nullcontext
 from datetime import timedelta
 from typing import Any, ParamSpec, TypeVar
 from uuid import UUID, uuid5
 
 import dramatiq
+from django.db import connection, transaction
 
+from outbox.publishing.own_transaction import has_own_transaction
 from outbox.publishing.publish import publish_to
 from outbox.registry import Handler, registry
 from outbox.topics import topic_of
@@ -70,6 +73,19 @@ class TransactionalActor(OutboxActor[P, R]):
             using=using,
         )
         return message._replace(message_id=message_id(event.id, self.actor_name))
+
+    def publish_message(self, message: dramatiq.Message[Any], delay: int | None = None) -> None:
+        """Publish a message that was composed without `send`, in a transaction of its own if there is none.
+
+        Args:
+            delay: in milliseconds.
+
+        Raises:
+            PublishError: as `publish()` does.
+        """
+        own = nullcontext() if has_own_transaction(connection) else transaction.atomic()
+        with own:
+            self.send_with_options(args=message.args, kwargs=message.kwargs, delay=delay, **message.options)
 
 
 def message_id(event_id: UUID, handler: str) -> str:

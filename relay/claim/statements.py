@@ -44,6 +44,7 @@ updated AS (
         state = 'dispatched',
         confirm_by = statement_timestamp() + %(confirm_timeout)s,
         attempts = least(attempts + 1, 32767),
+        owner = NULL,
         dispatched_at = statement_timestamp()
     WHERE id = ANY(ARRAY(SELECT id FROM sized WHERE bytes_before < %(max_bytes)s))
     RETURNING id, event_id, handler, queue, attempts, redeliveries, resends, expires_at, message_options

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 from dramatiq import Broker
 
 from .base import Marker, PartlySent, Publisher, Refusal
@@ -24,4 +26,8 @@ def publisher_for(broker: Broker) -> Publisher:
 
         if rabbitmq_broker.supports(broker):
             return rabbitmq.RabbitmqPublisher(broker)
+    if "outbox.brokers.embedded.EmbeddedBroker" in classes:
+        from . import embedded
+
+        return embedded.EmbeddedPublisher(cast(Any, broker))
     return GenericPublisher(broker)

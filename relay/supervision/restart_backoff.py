@@ -45,12 +45,17 @@ class RestartBackoff:
     def note_death(self) -> float:
         """Count a death and return the wait in seconds that follows it."""
         if self._is_stable():
-            self._backoff.reset()
-            self._early_deaths = 0
+            self.reset()
         self._early_deaths += 1
         wait_s = self._backoff.next_s()
         self._due_at = self._clock() + wait_s
         return wait_s
+
+    def reset(self) -> None:
+        """Forget all deaths, so that the next start is due now."""
+        self._early_deaths = 0
+        self._backoff.reset()
+        self._due_at = self._clock()
 
     def _is_stable(self) -> bool:
         return self._clock() - self._started_at >= STABLE_AFTER_S

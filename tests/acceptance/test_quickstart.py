@@ -1,12 +1,12 @@
-"""The quickstart of the README, pasted into a fresh Django project, with each broker.
+"""The quickstart of the README, pasted into a fresh Django project, in one process and with each broker.
 
 Under the heading `## Quickstart` the first line of each fenced block names its place:
 
 * `python` with `# settings.py` is appended to the settings of the project.
-* `python` with `# settings.py, with RabbitMQ` is appended too, in the test with RabbitMQ.
+* `python` with `# settings.py, with RabbitMQ`, or another broker, is appended too, in the test with it.
 * `python` with `# shop/handlers.py`, or another path, is a file of an app, which `startapp` makes.
-* `python` with `# manage.py shell` is typed into the shell while relay and worker run.
-* `text` holds lines that the worker then prints.
+* `python` with `# manage.py shell` is typed into the shell while the processes run.
+* `text` holds lines that a process then prints.
 
 Other blocks, such as commands, are not executed.
 """
@@ -49,10 +49,10 @@ print("states:", *set(Delivery.objects.values_list("state", flat=True)))
 
 @dataclass
 class Quickstart:
-    """The blocks that a newcomer pastes, and the lines that the worker prints."""
+    """The blocks that a newcomer pastes, and the lines that a process prints."""
 
     settings: str = ""
-    rabbitmq_settings: str = ""
+    broker_settings: dict[str, str] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
     shell: str = ""
     printed: list[str] = field(default_factory=list)
@@ -75,8 +75,8 @@ class Quickstart:
         place = code.partition("\n")[0].removeprefix("# ").strip()
         if place == "settings.py":
             self.settings += code
-        elif place == "settings.py, with RabbitMQ":
-            self.rabbitmq_settings += code
+        elif place.startswith("settings.py, with "):
+            self.broker_settings[place.removeprefix("settings.py, with ").lower()] = code
         elif place == "manage.py shell":
             self.shell += code
         else:
@@ -148,26 +148,44 @@ def database_server() -> Iterator[dict[str, str]]:
         yield {"PGHOST": unquote(host), "PGUSER": user}
 
 
-def test_the_quickstart_works_when_pasted_into_a_fresh_project(
-    tmp_path: Path, own_broker: tuple[str, str], database_server: dict[str, str]
+@pytest.fixture
+def quickstart() -> Quickstart:
+    """Return the blocks of the README."""
+    return Quickstart.read((ROOT / "README.md").read_text())
+
+
+def test_the_quickstart_works_in_one_process(
+    tmp_path: Path, quickstart: Quickstart, database_server: dict[str, str]
 ) -> None:
-    quickstart = Quickstart.read((ROOT / "README.md").read_text())
-    broker, url = own_broker
-    settings = quickstart.settings
-    if broker == "rabbitmq":
-        settings += quickstart.rabbitmq_settings
     project = Project(tmp_path, database_server)
+    project.paste(quickstart.files, quickstart.settings)
+    project.manage("migrate")
+    with project.start("run_relay", "--with-worker") as process:
+        see_the_lines(quickstart, project, process)
+
+
+def test_the_quickstart_works_with_a_broker(
+    tmp_path: Path, quickstart: Quickstart, own_broker: tuple[str, str], database_server: dict[str, str]
+) -> None:
+    broker, url = own_broker
+    project = Project(tmp_path, database_server)
+    settings = quickstart.settings + quickstart.broker_settings[broker]
     project.paste(quickstart.files, settings + BROKER.format(url=url))
     project.manage("migrate")
     with (
         project.start("run_relay"),
         project.start("rundramatiq", "--processes", "1", "--threads", "2") as worker,
     ):
-        project.manage("shell", "-c", quickstart.shell)
-        for line in quickstart.printed:
-            worker.wait_for_line(re.escape(line))
-        worker.terminate()
-        assert worker.wait() == 0
+        see_the_lines(quickstart, project, worker)
+
+
+def see_the_lines(quickstart: Quickstart, project: Project, process: Process) -> None:
+    """Publish as the quickstart does, wait for the lines of its handlers, and stop their process."""
+    project.manage("shell", "-c", quickstart.shell)
+    for line in quickstart.printed:
+        process.wait_for_line(re.escape(line))
+    process.terminate()
+    assert process.wait() == 0
     found = project.manage("shell", "-c", STATES)
     assert f"database: postgresql {DATABASE}\n" in found
     assert "states: succeeded\n" in found

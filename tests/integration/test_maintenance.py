@@ -14,8 +14,9 @@ from outbox.models import Delivery, Event, PausedHandler
 from outbox.operations.pruning import PruningPass
 from relay.dispatch import Dispatcher
 from relay.loop import Relay
-from relay.maintenance import PRUNE_CHUNKS_AT_ONCE, Maintenance
+from relay.maintenance import Maintenance
 from relay.maintenance_task import MaintenanceTask, TaskRun
+from relay.pruning_task import PRUNE_CHUNKS_AT_ONCE
 from relay.relay_options import RelayOptions
 from relay.stopping import Stop
 from tests.support.data_flow import clear_broker, flush
@@ -165,7 +166,7 @@ def test_a_task_that_fails_is_due_again_after_its_interval() -> None:
 
 def test_pruning_continues_until_no_event_is_past_its_retention(monkeypatch: pytest.MonkeyPatch) -> None:
     one_by_one = partial(PruningPass, chunk_size=1)
-    monkeypatch.setattr("relay.maintenance.PruningPass", one_by_one)
+    monkeypatch.setattr("relay.pruning_task.PruningPass", one_by_one)
     for _event in range(3 * PRUNE_CHUNKS_AT_ONCE):
         make_event(created_at=datetime.now(UTC) - timedelta(days=60))
     maintenance = Maintenance(database="default", clock=lambda: 0.0)

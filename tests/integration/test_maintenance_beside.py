@@ -16,11 +16,13 @@ from django.db.models.functions import Now
 from outbox.models import Delivery, Event, ProcessHeartbeat
 from outbox.own_connection import own_connection
 from relay import maintenance as maintenance_module
+from relay import pruning_task
 from relay import redelivery as redelivery_module
 from relay.loop import Relay
-from relay.maintenance import BEHIND, PRUNE_PATIENCE_S, RUNNING, Maintenance
+from relay.maintenance import BEHIND, RUNNING, Maintenance
 from relay.maintenance_task import MaintenanceTask, TaskRun
 from relay.maintenance_thread import MaintenanceThread
+from relay.pruning_task import PRUNE_PATIENCE_S
 from relay.relay_options import RelayOptions
 from relay.stopping import Stop
 from relay.waker import Waker
@@ -88,7 +90,8 @@ class Gate:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, task: str) -> None:
         self.entered, self.opened = threading.Event(), threading.Event()
-        monkeypatch.setattr(Maintenance, task, lambda _maintenance: self._wait())
+        owner = pruning_task.Pruning if task == "prune" else Maintenance
+        monkeypatch.setattr(owner, task, lambda _self: self._wait())
 
     def _wait(self) -> int:
         self.entered.set()
@@ -252,10 +255,8 @@ def test_a_problem_is_reported_only_after_the_patience(fails: bool, problem: str
 
 
 def test_pruning_that_does_not_keep_pace_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(maintenance_module, "PRUNE_CHUNKS_AT_ONCE", 1)
-    monkeypatch.setattr(
-        maintenance_module, "PruningPass", partial(maintenance_module.PruningPass, chunk_size=1)
-    )
+    monkeypatch.setattr(pruning_task, "PRUNE_CHUNKS_AT_ONCE", 1)
+    monkeypatch.setattr(pruning_task, "PruningPass", partial(pruning_task.PruningPass, chunk_size=1))
     for _event in range(4):
         make_event(created_at=datetime.now(UTC) - timedelta(days=60))
     clock, reports = Clock(), list[tuple[str, str]]()

@@ -50,7 +50,7 @@ def test_a_relay_prunes_events_past_their_retention() -> None:
     make_delivery(make_event(created_at=old), state="succeeded")
     kept = make_event(created_at=datetime.now(UTC) - timedelta(days=6))
     assert count_prunable("default") == 1
-    Maintenance(database="default").prune()
+    Maintenance(database="default").pruning.prune()
     assert [event.pk for event in Event.objects.all()] == [kept.pk]
 
 

@@ -113,7 +113,7 @@ def test_heartbeats_survive_an_outage_which_is_reported_once(
 def test_the_row_of_a_worker_that_died_is_forgotten_after_a_day() -> None:
     for hours in (23, 25):
         make_relay(kind="worker", host=f"{hours}h", seen_at=Now() - timedelta(hours=hours))
-    Maintenance(database="default").prune()
+    Maintenance(database="default").pruning.prune()
     assert [row.host for row in workers()] == ["23h"]
 
 

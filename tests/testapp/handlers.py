@@ -71,6 +71,13 @@ def filed(event: ReceivedEvent) -> None:
     add_line(folder / "done", str(event.id))
 
 
+@handler("limited.*", queue_name=QUEUE, name="limited", time_limit=50, max_retries=0)
+def limited(event: ReceivedEvent) -> None:
+    """Run until Dramatiq's time limit interrupts it."""
+    while True:
+        time.sleep(0.02)
+
+
 class Boot(logging.Handler):
     """Notices the log line of Dramatiq's worker process when it has booted."""
 

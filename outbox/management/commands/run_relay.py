@@ -5,31 +5,26 @@ from __future__ import annotations
 import sys
 from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import dramatiq
 from django.core.management.base import BaseCommand, CommandError
-from django.db import Error, InterfaceError, OperationalError, connections
-from dramatiq.common import q_name
+from django.db import connections
 
-from outbox.conf import get_settings
 from outbox.durations import LONGEST
-from outbox.errors import MissingTables, missing_schema, suggestion
-from outbox.models import PausedHandler
-from outbox.posix import HANGUP
-from outbox.registry import registry
-from relay.asking import ask_within
-from relay.process import run_relays
+from relay.process import WorkerOf, run_relays
 from relay.supervision import parent_pipe
 from relay.supervision.child import own_command
+from relay.supervision.reloader import FileChanges, Reloader, project_files
 from relay.supervision.supervisor import Supervisor
 
-# A database that does not answer must not keep the relays of the others from starting.
-CHECK_TIMEOUT_S = 5.0
+from . import _relay_checks
+
 LAST_PORT = 65535
+# The threads of a worker process of Dramatiq's command line.
+DEFAULT_THREADS = 8
 
 
 def positive_int(text: str) -> int:
@@ -83,6 +78,17 @@ class Command(BaseCommand):
         parser.add_argument("--queues", nargs="+", default=(), help="only deliveries to these queues")
         parser.add_argument("--drain", action="store_true", help="end when nothing is due")
         parser.add_argument("--once", action="store_true", help="dispatch one batch and end")
+        parser.add_argument(
+            "--with-worker",
+            type=positive_int,
+            nargs="?",
+            const=DEFAULT_THREADS,
+            metavar="THREADS",
+            help=f"run the handlers in this process, for EmbeddedBroker (default: {DEFAULT_THREADS} threads)",
+        )
+        parser.add_argument(
+            "--reload", action="store_true", help="start again when the code changes, for development"
+        )
         parser.add_argument("--no-listen", action="store_true", help="poll only, without LISTEN")
         parser.add_argument(
             "--probe-file", type=Path, metavar="PATH", help="touch this file while no relay hangs"
@@ -101,21 +107,23 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Run one relay for each database and process until a signal arrives."""
-        databases = _databases(options["database"])
+        databases = _relay_checks.databases(options["database"])
         for queue in options["queues"]:
-            _check_queue(queue)
+            _relay_checks.check_queue(queue)
+        worker = _relay_checks.worker_of(options["with_worker"])
         for alias in databases:
-            _check_tables(alias)
+            _relay_checks.check_tables(alias)
         if options["probe_file"]:
-            _check_probe_file(options["probe_file"])
+            _relay_checks.check_probe_file(options["probe_file"])
         descriptor = parent_pipe.inherited()
         if descriptor is not None:
-            self._relay(databases, options, descriptor)
+            self._relay(databases, options, worker, descriptor)
             return
         with self._metrics_server(options["metrics"]):
-            if options["processes"] == 1:
-                self._announce(databases)
-                self._relay(databases, options)
+            if options["processes"] == 1 and not options["reload"]:
+                threads = options["with_worker"]
+                self._announce(databases, f", with {threads} worker threads" if threads else "")
+                self._relay(databases, options, worker)
             else:
                 self._supervise(databases, options)
 
@@ -143,31 +151,27 @@ class Command(BaseCommand):
             yield
 
     def _supervise(self, databases: Sequence[str], options: dict[str, Any]) -> None:
-        processes = options["processes"]
-        if HANGUP is None:
-            raise CommandError(
-                f"--processes {processes} needs a POSIX system; leave it out, or run the relay in a container"
-            )
-        if options["probe_file"]:
-            raise CommandError(
-                "--probe-file cannot show the state of several processes; run one process each"
-            )
-        for alias in databases:
-            _check_shareable(alias, processes)
-        if not self.from_command_line:
-            raise CommandError(
-                f"--processes {processes} runs this command line again, and there is none:"
-                " the command was called from another program; start run_relay as a process"
-            )
-        self._announce(databases, f" in {processes} processes")
+        processes, reload = options["processes"], options["reload"]
+        _relay_checks.check_supervised(databases, options, self.from_command_line)
+        many = f" in {processes} processes" if processes > 1 else ""
+        self._announce(databases, many + (", again after each change of the code" if reload else ""))
         connections.close_all()
-        ends = options["drain"] or options["once"]
-        supervisor = Supervisor(own_command(), processes=processes, restart=not ends)
+        supervisor: Supervisor
+        if reload:
+            changes = FileChanges(project_files())
+            supervisor = Reloader(own_command(), processes=processes, changes=changes)
+        else:
+            ends = options["drain"] or options["once"]
+            supervisor = Supervisor(own_command(), processes=processes, restart=not ends)
         if status := supervisor.run():
             sys.exit(status)
 
     def _relay(
-        self, databases: Sequence[str], options: dict[str, Any], descriptor: int | None = None
+        self,
+        databases: Sequence[str],
+        options: dict[str, Any],
+        worker: WorkerOf | None,
+        descriptor: int | None = None,
     ) -> None:
         is_supervised = descriptor is not None
         run_relays(
@@ -182,50 +186,5 @@ class Command(BaseCommand):
             once=options["once"],
             drain=options["drain"],
             probe_file=options["probe_file"],
+            worker=worker,
         )
-
-
-def _check_probe_file(path: Path) -> None:
-    try:
-        path.touch()
-    except OSError as error:
-        raise CommandError(f"--probe-file {path}: {error.strerror or error}") from error
-
-
-def _databases(chosen: Sequence[str] | None) -> tuple[str, ...]:
-    served = get_settings().databases
-    for alias in chosen or ():
-        if alias not in served:
-            raise CommandError(
-                f"database {alias!r} is not served by the outbox; choose from {list(served)!r}"
-            )
-    return tuple(chosen or served)
-
-
-def _check_shareable(database: str, processes: int) -> None:
-    connection = connections[database]
-    if not connection.features.has_select_for_update_skip_locked:
-        raise CommandError(
-            f"--processes {processes}: database {database!r} ({connection.vendor}) has no row locks that"
-            " another relay could skip; run one relay only"
-        )
-
-
-def _check_queue(queue: str) -> None:
-    # A queue of tasks is declared before the first of its tasks.
-    declared = {name for name in dramatiq.get_broker().get_declared_queues() if q_name(name) == name}
-    known = sorted(declared | {handler.queue for handler in registry.handlers.values()})
-    if queue not in known:
-        remedy = suggestion(queue, known) or f"; choose from {known!r}"
-        raise CommandError(f"no handler uses the queue {queue!r}{remedy}")
-
-
-def _check_tables(database: str) -> None:
-    # The relay waits until the database answers. It would wait forever for tables that were never created.
-    with suppress(OperationalError, InterfaceError, TimeoutError):
-        try:
-            ask_within(CHECK_TIMEOUT_S, database, PausedHandler.objects.using(database).names)
-        except Error as error:
-            if missing := missing_schema(error):
-                raise CommandError(str(MissingTables(database, missing))) from error
-            raise
