@@ -43,7 +43,7 @@ class Dispatcher:
         self._unreachable: dict[dramatiq.Broker, BrokerUnavailable] = {}
         # The deliveries of the last batch that was lost.
         self._failed: list[int] = []
-        self.losses = Losses(database=database, publishers=self._all_publishers)
+        self.losses = Losses(database=database, publishers=self.publishers)
 
     def probe(self) -> None:
         """Check before a claim that at least one broker can be reached, and record losses of messages.
@@ -237,14 +237,14 @@ class Dispatcher:
             return None
         return handler
 
-    def _all_publishers(self) -> list[tuple[dramatiq.Broker, Publisher]]:
+    def publishers(self) -> list[tuple[dramatiq.Broker, Publisher]]:
+        """Return the publisher of each broker."""
         return [(broker, self._publisher(broker)) for broker in self._brokers()]
 
     def _brokers(self) -> set[dramatiq.Broker]:
         return {handler.actor.broker for handler in registry.handlers.values()}
 
     def _publisher(self, broker: dramatiq.Broker) -> Publisher:
-        publisher = self._publishers.get(broker)
-        if publisher is None:
-            publisher = self._publishers[broker] = publisher_for(broker)
-        return publisher
+        if broker not in self._publishers:
+            self._publishers[broker] = publisher_for(broker)
+        return self._publishers[broker]

@@ -94,7 +94,8 @@ class Relay:
 
     def run(self) -> None:
         """Relay until a stop is requested, or until the options end the relay."""
-        self._report.started()
+        brokers = [one.broker_name or type(broker).__name__ for broker, one in self._dispatcher.publishers()]
+        self._report.started(brokers=brokers, wakeup=self._wakeup.describe())
         self._wakeup.waker.open()
         try:
             while not self._stop.requested:

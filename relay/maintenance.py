@@ -20,6 +20,7 @@ from .backlog_sampling import sampling_task
 from .handler_changes import CHANGES_INTERVAL_S, HandlerChanges
 from .maintenance_task import BUSY_SHARE, MaintenanceTask, TaskRun
 from .maintenance_thread import MaintenanceThread
+from .minute_report import REPORT_INTERVAL_S, MinuteReport
 from .operator_jobs import jobs_task
 from .orphans import Orphans
 from .owner_lock import OwnerLock
@@ -98,6 +99,7 @@ class Maintenance:
         self._reported = 0
         self._state = (RUNNING, "")
         self._after_key = BEFORE_ALL
+        self._minute = MinuteReport(database, clock)
         self._make_tasks(prune_share=PRUNE_SHARE if beside else BUSY_SHARE)
         self._thread: MaintenanceThread | None = None
         if beside:
@@ -109,6 +111,8 @@ class Maintenance:
         task = partial(MaintenanceTask, clock=self._clock)
         scan = partial(task, share=SCAN_SHARE)
         self._watch = task("watch", self._watch_tasks, interval_s=BEAT_INTERVAL_S)
+        self._report_minute = task("report", self._minute.run, interval_s=REPORT_INTERVAL_S)
+        self._report_minute.due_at += REPORT_INTERVAL_S
         self._beat = task("heartbeat", self._beat_once, interval_s=BEAT_INTERVAL_S)
         self._redeliver = scan(
             "redelivery", lambda: TaskRun(self.redeliver()), interval_s=redeliver_interval_s()
@@ -130,7 +134,8 @@ class Maintenance:
 
     def run_due_tasks(self) -> bool:
         """Run the due tasks of the loop; return whether they have made deliveries due."""
-        tasks = (self._watch, self._beat, *(() if self._thread else self._tasks))
+        of_loop = (self._watch, self._beat, self._report_minute)
+        tasks = (*of_loop, *(() if self._thread else self._tasks))
         made_due = [task.run_if_due() for task in tasks]
         return any(made_due)
 
@@ -156,9 +161,10 @@ class Maintenance:
             self._report(*self.state())
         return TaskRun()
 
-    def note_dispatched(self, count: int) -> None:
-        """Count dispatched deliveries for the next heartbeat."""
+    def note_dispatched(self, count: int, took_s: float) -> None:
+        """Count a batch of dispatched deliveries for the next heartbeat and the next line of the log."""
         self._dispatched += count
+        self._minute.note(count, took_s)
 
     def note_state(self, state: str, detail: str = "") -> bool:
         """Remember the relay's state and make the heartbeat due; return whether the state is new."""

@@ -62,6 +62,7 @@ class MaintenanceThread:
         self._running: tuple[str, float] | None = None
         self._failing: dict[str, tuple[float, str]] = {}
         self._logged = ""
+        self._logged_at = 0.0
 
     def ensure_running(self) -> None:
         """Start the thread, or start it again if it has died."""
@@ -121,9 +122,16 @@ class MaintenanceThread:
             return
         if self._failing.pop(task.name, None) is not None and not self._failing:
             self._backoff.reset()
-            self._logged = ""
+            self._note_recovery()
         if made_due:
             self._made_due()
+
+    def _note_recovery(self) -> None:
+        if self._logged:
+            away_s, self._logged = self._clock() - self._logged_at, ""
+            text = "maintenance of database %r runs again after %.1f s"
+            extra = {"database": self._database, "duration_s": away_s}
+            logger.warning(text, self._database, away_s, extra=extra)
 
     def _note_failure(self, task: MaintenanceTask, error: Exception) -> None:
         connections[self._database].close()
@@ -133,6 +141,7 @@ class MaintenanceThread:
         task.retry_in(self._backoff.next_s())
         # An outage makes every task fail, for the same reason.
         if text != self._logged:
+            self._logged_at = self._logged_at if self._logged else self._clock()
             self._logged = text
             logger.warning(
                 "maintenance of database %r waits: %s: %s",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
@@ -118,6 +119,7 @@ class _SessionLock:
         self._held = threading.Event()
         self._closing = Stop()
         self._reported = ""
+        self._lost_at = 0.0
         self._thread = threading.Thread(target=self._run, name=f"outbox-owner-{database}", daemon=True)
         start_without_signals(self._thread)
 
@@ -152,7 +154,7 @@ class _SessionLock:
         """
         # A check by another process has the lock for a moment, so this waits.
         _execute(wrapper, "SELECT pg_advisory_lock(%s)", [self._number])
-        self._reported = ""
+        self._note_recovery()
         self._held.set()
         while not self._closing.requested:
             # A lost session makes the descriptor readable, and the statement raises.
@@ -161,8 +163,16 @@ class _SessionLock:
         # The server would notice the end of the session a moment later.
         _execute(wrapper, "SELECT pg_advisory_unlock(%s)", [self._number])
 
+    def _note_recovery(self) -> None:
+        if self._reported:
+            away_s, self._reported = time.monotonic() - self._lost_at, ""
+            extra = {"database": self._database, "duration_s": away_s}
+            text = "has the lock of this process in database %r again after %.1f s"
+            logger.warning(text, self._database, away_s, extra=extra)
+
     def _report(self, error: str) -> None:
-        if error != self._reported:
+        if not self._reported:
+            self._lost_at = time.monotonic()
             self._reported = error
             extra = {"database": self._database, "error": error}
             text = "lost the lock of this process in database %r: %s"

@@ -212,7 +212,7 @@ class Rounds:
         Keys that the claim blocked are checked too: the earlier delivery may have finished before the commit.
         """
         took_s = self._options.clock() - self._claimed_at
-        counts = self._account(result)
+        counts = self._account(result, took_s)
         if claim.rows:
             send_round(claim.rows, result, counts, database=self._options.database, duration_s=took_s)
         self.shortfall.note(result)
@@ -228,7 +228,7 @@ class Rounds:
         reasons = ((row, f"no code declares the handler {row.handler!r}", LONGEST_DELAY) for row in unknown)
         self.put_off.note(reasons, report=False)
 
-    def _account(self, result: DispatchResult) -> dict[str, int]:
+    def _account(self, result: DispatchResult, took_s: float) -> dict[str, int]:
         """Count a committed dispatch; return the number of sent deliveries by handler."""
         if result.postponed:
             self.put_off.note(result.postponed)
@@ -236,7 +236,7 @@ class Rounds:
             return {}
         counts = Counter(map(attrgetter("handler"), result.sent))
         confirmations.count_dispatched(self._options.database, counts)
-        self._maintenance.note_dispatched(len(result.sent))
+        self._maintenance.note_dispatched(len(result.sent), took_s)
         if self._options.progress is not None:
             self._options.progress(len(result.sent))
         return counts

@@ -65,6 +65,16 @@ class Wakeup:
         self._wrapper: Any = None
         self._connect_at = 0.0
         self._reported = ""
+        self._reported_at = 0.0
+        self._poll_s = poll_s
+
+    def describe(self) -> str:
+        """Return how the relay notices events, as far as its settings say."""
+        if self._listen:
+            return "listening"
+        is_postgresql = connections[self._database].vendor == "postgresql"
+        why = "LISTEN is off" if is_postgresql else "the database has no LISTEN"
+        return f"polling every {self._poll_s:g} s, since {why}"
 
     def problems(self) -> list[dict[str, Any]]:
         """Return the problem that the relay polls although it is to listen, with the reason, if it has it."""
@@ -141,12 +151,13 @@ class Wakeup:
             wait_s = max(wait_s, (self._clock() - started) / CONNECT_SHARE)
         else:
             self._wrapper = wrapper
-            self._reported = ""
+            self._note_recovery()
         self._connect_at = started + wait_s
         return self._wrapper is not None
 
     def _disconnect(self, error: Exception) -> None:
         if str(error) != self._reported:
+            self._reported_at = self._reported_at if self._reported else self._clock()
             self._reported = str(error)
             logger.warning(
                 "not listening to database %r, polling only: %s",
@@ -155,3 +166,10 @@ class Wakeup:
                 extra={"database": self._database, "error": self._reported},
             )
         self.close()
+
+    def _note_recovery(self) -> None:
+        if self._reported:
+            away_s, self._reported = self._clock() - self._reported_at, ""
+            fields = {"database": self._database, "duration_s": away_s}
+            text = "listening to database %r again after %.1f s"
+            logger.warning(text, self._database, away_s, extra=fields)

@@ -47,14 +47,18 @@ _LOGGED = {
         logging.ERROR,
         "the send %(topic)r was refused, so its background receivers %(handlers)r get no event: %(error)s",
     ),
-    "relay_started": (logging.INFO, "relay started for %(database)s"),
+    "relay_started": (
+        logging.INFO,
+        "relay started for %(database)s: version %(version)s, pid %(pid)d, database %(server)s, "
+        "broker %(brokers)s, queues %(queues)s, %(handler_count)d handlers, %(wakeup)s",
+    ),
     "relay_stopped": (logging.INFO, "relay stopped for %(database)s"),
     "relay_in_trouble": (logging.WARNING, "relay of database %(database)r: %(state)s: %(error)s"),
     "relay_recovered": (
         logging.WARNING,
         "relay of database %(database)r: %(state)s again after %(duration_s).1f s",
     ),
-    "worker_started": (logging.INFO, "worker started with %(threads)d threads for %(queues)r"),
+    "worker_started": (logging.INFO, "worker started with %(threads)d threads for %(queues)s"),
     "worker_stopped": (logging.INFO, "worker stopped"),
     "worker_in_trouble": (
         logging.WARNING,
@@ -82,9 +86,9 @@ class _Log:
         last_line = (str(fields.get("error", "")).strip().splitlines() or [""])[-1]
         total = sum(fields.get("counts", {}).values())
         extra = {"signal": self._name, **fields}
-        logger.log(
-            self._level, self._template, {**fields, "last_line": last_line, "total": total}, extra=extra
-        )
+        lists = {name: ", ".join(value) or "all" for name, value in fields.items() if isinstance(value, list)}
+        texts = {**fields, **lists, "last_line": last_line, "total": total}
+        logger.log(self._level, self._template, texts, extra=extra)
 
 
 _receivers = {name: _Log(name, level, template) for name, (level, template) in _LOGGED.items()}

@@ -27,6 +27,10 @@ host, pid     of the process
 version       of this package
 queues        the queues that the process serves; an empty list for all
 threads       the threads of a worker
+server        the database and its server
+brokers       the addresses of the brokers, without passwords, or their classes
+handler_count the number of declared handlers
+wakeup        `listening`, or `polling` with the reason
 """
 
 from __future__ import annotations
@@ -91,7 +95,7 @@ FIELDS: dict[str, Collection[str]] = {
     "delivery_retried": (*_OUTCOME, "error"),
     "delivery_failed": (*_OUTCOME, "error"),
     "delivery_discarded": (*_OUTCOME, "error"),
-    "relay_started": ("database", *_PROCESS),
+    "relay_started": ("database", *_PROCESS, "server", "brokers", "handler_count", "wakeup"),
     "relay_stopped": ("database", *_PROCESS),
     "relay_in_trouble": _TROUBLE,
     "relay_recovered": _RECOVERY,

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
+
+# A function that is told the size of each chunk that is done.
+Done = Callable[[int], object]
+
+
+def ignore(_count: int) -> None:
+    """Report no progress."""
 
 
 def in_chunks(rows: Any, *fields: str, size: int) -> Iterator[list[Any]]:

@@ -16,13 +16,15 @@ from outbox.models.clock import to_aware
 from outbox.models.prunable_events import prunable_chunk, prune_chunk
 from outbox.uuid7 import uuid7_floor
 
+from .chunks import Done, ignore
+
 PRUNE_CHUNK = 1000
 # A month is at most a few ten thousand rows per handler.
 STATS_CHUNK = 5000
 STATS_RETENTION = timedelta(days=30)
 
 
-def prune(database: str, *, max_chunks: int | None = None) -> int:
+def prune(database: str, *, max_chunks: int | None = None, done: Done = ignore) -> int:
     """Delete events past their retention, oldest first, in chunks of one short transaction each.
 
     Statistics, samples of the backlog and finished operator jobs that are older than 30 days are deleted too.
@@ -30,11 +32,12 @@ def prune(database: str, *, max_chunks: int | None = None) -> int:
     Args:
         database: the database alias.
         max_chunks: the number of chunks to read at most; all if not given.
+        done: called with the number of events that each chunk has deleted.
 
     Returns:
         The number of deleted events.
     """
-    return PruningPass(database).delete_chunks(max_chunks)
+    return PruningPass(database).delete_chunks(max_chunks, done=done)
 
 
 class PruningPass:
@@ -58,8 +61,12 @@ class PruningPass:
         """Whether the pass has read all events past their retention, so that the next call begins another."""
         return self._after is None
 
-    def delete_chunks(self, max_chunks: int | None = None) -> int:
-        """Read the next chunks, at most `max_chunks`; return the number of deleted events."""
+    def delete_chunks(self, max_chunks: int | None = None, *, done: Done = ignore) -> int:
+        """Read the next chunks, at most `max_chunks`; return the number of deleted events.
+
+        Args:
+            done: called with the number of events that each chunk has deleted.
+        """
         if self.is_complete:
             self._forget_stats(all_rows=max_chunks is None)
         start, self._after = self._after, None
@@ -69,6 +76,7 @@ class PruningPass:
         deleted = 0
         for self._after, count in chunks:
             deleted += count
+            done(count)
         return deleted
 
     def _forget_stats(self, *, all_rows: bool) -> None:
@@ -78,10 +86,14 @@ class PruningPass:
                 continue
 
 
-def count_prunable(database: str) -> int:
-    """Return the number of events that `prune` would delete."""
-    chunks = _each_chunk(database, prunable_chunk)
-    return sum(len(ids) for _after, ids in chunks)
+def count_prunable(database: str, *, at_most: int | None = None) -> int:
+    """Return the number of events that `prune` would delete; stop counting beyond `at_most`."""
+    count = 0
+    for _after, ids in _each_chunk(database, prunable_chunk):
+        count += len(ids)
+        if at_most is not None and count > at_most:
+            break
+    return count
 
 
 def _each_chunk(

@@ -17,7 +17,7 @@ from outbox.registry import Handler, registry
 from outbox.topics import check_pattern, compile_pattern
 from outbox.uuid7 import uuid7_floor
 
-from .chunks import in_chunks
+from .chunks import Done, ignore, in_chunks
 
 CHUNK = 1000
 
@@ -63,6 +63,7 @@ def replay_topic(
     until: datetime | None = None,
     handler: str | None = None,
     dry_run: bool = False,
+    done: Done = ignore,
 ) -> Counter[str]:
     """Write new deliveries of the events of a topic, in chunks of one transaction each.
 
@@ -73,6 +74,7 @@ def replay_topic(
         until: the end of the span, exclusive; now if not given.
         handler: the name of the only handler to deliver to; all subscribed handlers if not given.
         dry_run: count the deliveries and write nothing.
+        done: called with the number of events that were read in each chunk.
 
     Returns:
         The number of new deliveries by handler.
@@ -92,6 +94,7 @@ def replay_topic(
     for rows in in_chunks(span, "topic", "key", size=CHUNK):
         events = [event for event in map(OldEvent._make, rows) if matches(event.topic)]
         written += _replay(database, events, only, dry_run=dry_run)
+        done(len(rows))
     return written
 
 

@@ -14,7 +14,7 @@ from outbox.publishing.notify import wake
 from outbox.registry import registry
 from outbox.topics import check_pattern, compile_pattern
 
-from .chunks import in_chunks
+from .chunks import Done, ignore, in_chunks
 
 CHUNK = 1000
 
@@ -51,21 +51,31 @@ def retryable(database: str, ids: Sequence[int]) -> Any:
     return Delivery.objects.using(database).filter(pk__in=ids, state__in=states)
 
 
-def retry_matching(database: str, **filters: Any) -> int:
-    """Retry the failed deliveries of `failed_matching`, in chunks of one statement each; return how many."""
-    failed = failed_matching(database, **filters)
-    return sum(_retry(database, [pk for (pk,) in chunk]) for chunk in in_chunks(failed, size=CHUNK))
+def retry_matching(database: str, *, done: Done = ignore, **filters: Any) -> int:
+    """Retry the failed deliveries of `failed_matching`, in chunks of one statement each; return how many.
+
+    Args:
+        done: called with the number of deliveries of each chunk.
+    """
+    retried = 0
+    for chunk in in_chunks(failed_matching(database, **filters), size=CHUNK):
+        retried += _retry(database, [pk for (pk,) in chunk])
+        done(len(chunk))
+    return retried
 
 
-def discard_matching(database: str, reason: str, **filters: Any) -> int:
+def discard_matching(database: str, reason: str, *, done: Done = ignore, **filters: Any) -> int:
     """Discard the failed deliveries of `failed_matching` in chunks, each in a transaction; return how many.
 
     Args:
         reason: stored in front of each delivery's last error.
+        done: called with the number of deliveries of each chunk.
     """
-    failed = failed_matching(database, **filters)
-    chunks = in_chunks(failed, size=CHUNK)
-    return sum(discard_ids(database, [pk for (pk,) in chunk], reason) for chunk in chunks)
+    discarded = 0
+    for chunk in in_chunks(failed_matching(database, **filters), size=CHUNK):
+        discarded += discard_ids(database, [pk for (pk,) in chunk], reason)
+        done(len(chunk))
+    return discarded
 
 
 def discard_ids(database: str, ids: Sequence[int], reason: str) -> int:

@@ -259,6 +259,19 @@ def test_a_replay_refuses_wrong_options(arguments: list[str], reason: str) -> No
         run("outbox_replay", *arguments)
 
 
+def test_a_large_replay_needs_an_answer(monkeypatch: pytest.MonkeyPatch, mail: str) -> None:
+    monkeypatch.setattr(_options, "ASK_ABOVE", 0)
+    monkeypatch.setattr(sys, "stdin", StringIO())
+    event = make_event("shop.order_paid")
+    before = make_delivery(event, "succeeded", handler=mail).event.deliveries.count()
+    arguments = ("--topic", "shop.*", "--since", "1h")
+    with pytest.raises(CommandError, match=r"deliveries will be written; give --yes"):
+        run("outbox_replay", *arguments)
+    assert event.deliveries.count() == before
+    run("outbox_replay", *arguments, "--yes")
+    assert event.deliveries.count() > before
+
+
 # ---------------------------------------------------------------- outbox_prune
 
 
@@ -275,6 +288,21 @@ def test_pruning_deletes_finished_events_past_their_retention() -> None:
         each.event_id for each in (waiting, failed, recent)
     }
     assert not Delivery.objects.filter(pk=done.pk).exists()
+
+
+def test_a_large_pruning_is_asked_for_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_options, "ASK_ABOVE", 0)
+    monkeypatch.setattr(sys, "stdin", StringIO())
+    monkeypatch.setattr("builtins.input", lambda _question: "n")
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+    make_event(created_at=days_ago(60))
+    with pytest.raises(CommandError, match="nothing was changed"):
+        run("outbox_prune")
+    assert "1 events deleted." in run("outbox_prune", "--yes")
+    make_event(created_at=days_ago(60))
+    # As in a cron job.
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: False)
+    assert "1 events deleted." in run("outbox_prune")
 
 
 def test_pruning_an_empty_table_is_no_error() -> None:

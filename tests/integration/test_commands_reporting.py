@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from datetime import timedelta
+from functools import partial
 from io import StringIO
 from typing import Any
 from uuid import uuid4
@@ -21,6 +22,7 @@ from django.utils import timezone
 import outbox
 from outbox.durations import format_duration
 from outbox.management.commands import outbox_status
+from outbox.management.commands._watch import watch
 from outbox.models import HandlerStats, PausedHandler, ProcessHeartbeat, Tally
 from outbox.operations import health_figures
 from outbox.registry import registry
@@ -205,3 +207,25 @@ def test_a_wrong_setting_is_reported_in_one_line(settings: Any) -> None:
     settings.OUTBOX = {"BATCH_SISE": 5}
     with pytest.raises(CommandError, match=r"BATCH_SISE.*BATCH_SIZE"):
         call_command("outbox_status")
+
+
+# ---------------------------------------------------------------- outbox_status --watch
+
+
+@pytest.mark.parametrize("other", [["--format", "json"], ["--max-lag", "1m"], ["--check"]])
+def test_a_watch_goes_with_no_check(other: list[str]) -> None:
+    with pytest.raises(CommandError, match="--watch goes with no other option"):
+        call_command("outbox_status", "--watch", *other)
+
+
+def test_a_watch_shows_the_report_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+
+    def stop(_seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(outbox_status, "watch", partial(watch, sleep=stop))
+    call_command("outbox_status", "--watch", "5", stdout=terminal)
+    assert "pending, due" in terminal.getvalue()
+    assert "Every 5 s" in terminal.getvalue()

@@ -151,7 +151,7 @@ def states() -> dict[str, int]:
 
 
 def publisher_of(relay: Dispatcher, broker: Broker) -> Publisher:
-    (found,) = [publisher for one, publisher in relay._all_publishers() if one is broker]
+    (found,) = [publisher for one, publisher in relay.publishers() if one is broker]
     return found
 
 

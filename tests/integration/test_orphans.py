@@ -200,6 +200,7 @@ def test_a_lost_session_is_replaced(caplog: pytest.LogCaptureFixture) -> None:
         wait_until(lambda: _holder(lock.number) not in (None, before), what="another session with the lock")
         assert lock.is_held()
     assert caplog.text.count("lost the lock of this process in database 'default'") == 1
+    assert caplog.text.count("has the lock of this process in database 'default' again after") == 1
 
 
 def _holder(number: int) -> int | None:

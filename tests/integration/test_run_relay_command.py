@@ -1,6 +1,8 @@
 """The `run_relay` command: the options that it refuses, and its progress bar."""
 
+import logging
 import os
+import re
 import time
 from io import StringIO
 
@@ -8,6 +10,10 @@ import pytest
 from django.core.management import CommandError, call_command
 from django.db import connection
 
+import outbox
+from outbox.management.commands import _console
+from outbox.observability.telemetry import batch_dispatched
+from outbox.registry import registry
 from relay.process import run_relays
 from relay.progress import WIDTH, Progress
 from relay.supervision import parent_pipe
@@ -180,3 +186,43 @@ def test_a_relay_without_drain_draws_no_progress_bar(clean_broker):
     terminal = StringIO()
     run_relays(["default"], progress_to=terminal, once=True)
     assert terminal.getvalue() == ""
+
+
+# ---------------------------------------------------------------- what the relay says
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_start_is_logged_with_the_setup_and_without_a_password(clean_broker, caplog, monkeypatch):
+    monkeypatch.setitem(connection.settings_dict, "PASSWORD", "a-secret-of-the-database")
+    with caplog.at_level(logging.INFO, "outbox"):
+        call_command("run_relay", "--drain", "--no-listen", stdout=StringIO())
+    line = next(text for text in caplog.messages if text.startswith("relay started for default"))
+    assert f"version {outbox.__version__}, pid {os.getpid()}, database {connection.vendor} " in line
+    assert "broker StubBroker, queues all, " in line
+    assert f"{len(registry.handlers)} handlers, polling every" in line
+    assert "a-secret-of-the-database" not in line
+
+
+@pytest.mark.django_db(transaction=True)
+def test_each_batch_is_shown_with_verbosity_2(clean_broker):
+    publish("flaky.mail")
+    out = StringIO()
+    try:
+        call_command("run_relay", "--drain", "-v", "2", stdout=out)
+    finally:
+        batch_dispatched.disconnect(dispatch_uid="outbox.run_relay.show_batches")
+    assert re.search(r"^default: 1 deliveries in [\d.]+ \w+: flaky 1$", out.getvalue(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("configured", [False, True])
+def test_a_project_without_logging_sees_the_log(configured, monkeypatch):
+    logger = logging.getLogger("without_logging")
+    monkeypatch.setattr(logger, "propagate", False)
+    monkeypatch.setattr(logger, "handlers", [logging.NullHandler()] if configured else [])
+    monkeypatch.setattr(logger, "level", logging.WARNING)
+    monkeypatch.setattr(_console, "LOGGERS", (logger.name,))
+    _console.log_to_console()
+    assert [type(one) for one in logger.handlers] == [
+        logging.NullHandler if configured else logging.StreamHandler
+    ]
+    assert logger.level == (logging.WARNING if configured else logging.INFO)

@@ -105,6 +105,7 @@ def test_a_failure_to_listen_is_logged_once(
             listening.wait(0.01)
         assert caplog.text.count("polling only: too many clients") == 1
         wait_until(lambda: listening.wait(0.01), what="the relay to listen")
+        assert caplog.text.count("listening to database 'default' again after") == 1
         monkeypatch.setattr(wakeup, "listen", refuse)
         listening.close()
         assert not listening.wait(0.01)

@@ -93,9 +93,19 @@ def ask_before(change: str, rows: Any, *, yes: bool) -> None:
     Raises:
         CommandError: if the answer is no, or if nobody can be asked.
     """
-    if yes or rows.order_by().values("pk")[: ASK_ABOVE + 1].count() <= ASK_ABOVE:
-        return
-    question = f"more than {ASK_ABOVE:,} deliveries will be {change}"
+    if not yes and rows.order_by().values("pk")[: ASK_ABOVE + 1].count() > ASK_ABOVE:
+        ask(f"more than {ASK_ABOVE:,} deliveries will be {change}")
+
+
+def ask(question: str) -> None:
+    """Ask whether a change is wanted.
+
+    Args:
+        question: the change, as a sentence without its full stop.
+
+    Raises:
+        CommandError: if the answer is no, or if nobody can be asked.
+    """
     if not sys.stdin.isatty():
         raise CommandError(f"{question}; give --yes if you want this")
     if input(f"{question.capitalize()}. Continue? [y/N] ").strip().lower() not in ("y", "yes"):

@@ -11,6 +11,7 @@ from outbox.models import Delivery
 from outbox.operations.retry import discard_ids, discard_matching, failed_matching
 
 from ._options import add_failed_filters, ask_before, clear_errors, failed_filters, served_database
+from ._progress import ProgressLine
 
 
 class Command(BaseCommand):
@@ -40,7 +41,8 @@ class Command(BaseCommand):
             if ids:
                 discarded = discard_ids(database, ids, options["reason"])
             else:
-                discarded = discard_matching(database, options["reason"], **filters)
+                with ProgressLine(self.stderr, "deliveries") as progress:
+                    discarded = discard_matching(database, options["reason"], done=progress.add, **filters)
         self.stdout.write(f"{discarded} failed deliveries were discarded.")
         if ids and (others := len(set(ids)) - discarded):
             self.stderr.write(f"{others} of the given ids are not failed.")

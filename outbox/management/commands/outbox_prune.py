@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from argparse import ArgumentParser
 from typing import Any
 
@@ -9,7 +10,9 @@ from django.core.management.base import BaseCommand
 
 from outbox.operations.pruning import count_prunable, prune
 
+from . import _options
 from ._options import add_database, clear_errors, served_database
+from ._progress import ProgressLine
 
 
 class Command(BaseCommand):
@@ -23,6 +26,7 @@ class Command(BaseCommand):
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Declare the options."""
         parser.add_argument("--dry-run", action="store_true", help="count the events, delete nothing")
+        parser.add_argument("--yes", action="store_true", help="ask no question, however many events match")
         add_database(parser)
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -31,5 +35,12 @@ class Command(BaseCommand):
         with clear_errors(database):
             if options["dry_run"]:
                 self.stdout.write(f"{count_prunable(database)} events would be deleted.")
-            else:
-                self.stdout.write(f"{prune(database)} events deleted.")
+                return
+            # A cron job deletes what RETENTION allows, and nobody can be asked there.
+            above = _options.ASK_ABOVE
+            asks = sys.stdin.isatty() and not options["yes"]
+            if asks and count_prunable(database, at_most=above) > above:
+                _options.ask(f"more than {above:,} events will be deleted")
+            with ProgressLine(self.stderr, "events") as progress:
+                deleted = prune(database, done=progress.add)
+        self.stdout.write(f"{deleted} events deleted.")

@@ -10,9 +10,12 @@ from uuid import UUID
 from django.core.management.base import BaseCommand, CommandError
 
 from outbox.models import Event
+from outbox.operations.chunks import Done
 from outbox.operations.replay import replay_event, replay_topic
 
+from . import _options
 from ._options import add_database, clear_errors, moment, served_database
+from ._progress import ProgressLine
 
 
 class Command(BaseCommand):
@@ -34,6 +37,9 @@ class Command(BaseCommand):
         parser.add_argument("--until", type=moment, help="with --topic: published before; now if not given")
         parser.add_argument("--handler", help="the only handler to deliver to")
         parser.add_argument("--dry-run", action="store_true", help="count the deliveries, write nothing")
+        parser.add_argument(
+            "--yes", action="store_true", help="ask no question, however many deliveries are written"
+        )
         add_database(parser)
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -43,9 +49,15 @@ class Command(BaseCommand):
         if options["event"] and (options["since"] or options["until"]):
             raise CommandError("--since and --until go with --topic")
         database = served_database(options["database"])
-        with clear_errors(database):
-            written = _replay(database, options)
-        self._report(written, dry_run=options["dry_run"])
+        if options["topic"] and not (options["dry_run"] or options["yes"]):
+            count = self._replay(database, {**options, "dry_run": True}).total()
+            if count > _options.ASK_ABOVE:
+                _options.ask(f"{count:,} deliveries will be written")
+        self._report(self._replay(database, options), dry_run=options["dry_run"])
+
+    def _replay(self, database: str, options: dict[str, Any]) -> Counter[str]:
+        with clear_errors(database), ProgressLine(self.stderr, "events") as progress:
+            return _replay(database, options, progress.add)
 
     def _report(self, written: Counter[str], *, dry_run: bool) -> None:
         for handler, count in sorted(written.items()):
@@ -54,11 +66,11 @@ class Command(BaseCommand):
         self.stdout.write(f"{written.total()} new deliveries {verb}.")
 
 
-def _replay(database: str, options: dict[str, Any]) -> Counter[str]:
+def _replay(database: str, options: dict[str, Any], done: Done) -> Counter[str]:
     handler, dry_run = options["handler"], options["dry_run"]
     if options["topic"]:
         span = {"since": options["since"], "until": options["until"]}
-        return replay_topic(database, options["topic"], **span, handler=handler, dry_run=dry_run)
+        return replay_topic(database, options["topic"], **span, handler=handler, dry_run=dry_run, done=done)
     try:
         return replay_event(database, options["event"], handler=handler, dry_run=dry_run)
     except Event.DoesNotExist as error:

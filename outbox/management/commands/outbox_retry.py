@@ -10,6 +10,7 @@ from django.core.management.base import BaseCommand
 from outbox.operations.retry import Retried, failed_matching, retry_ids, retry_matching, retryable
 
 from ._options import add_failed_filters, ask_before, clear_errors, failed_filters, served_database
+from ._progress import ProgressLine
 
 
 class Command(BaseCommand):
@@ -37,7 +38,8 @@ class Command(BaseCommand):
             if ids:
                 self._report(retry_ids(database, ids), len(set(ids)))
                 return
-            retried = retry_matching(database, **filters)
+            with ProgressLine(self.stderr, "deliveries") as progress:
+                retried = retry_matching(database, done=progress.add, **filters)
         self.stdout.write(f"{retried} failed deliveries will be resent.")
 
     def _report(self, retried: Retried, given: int) -> None:

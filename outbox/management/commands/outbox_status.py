@@ -5,6 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from datetime import timedelta
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
@@ -26,6 +27,9 @@ from outbox.operations.health_report import (
 
 from ._options import add_database, add_format, clear_errors, duration, served_database
 from ._output import as_json, as_table, limited, shortened
+from ._watch import watch
+
+WATCH_INTERVAL = timedelta(seconds=2)
 
 _LABELS = {
     "due": "pending, due",
@@ -61,43 +65,66 @@ class Command(BaseCommand):
             help="exit with 1 if a delivery was due longer ago and is not confirmed",
         )
         parser.add_argument("--check", action="store_true", help="exit with 1 if the verdict is trouble")
+        parser.add_argument(
+            "--watch",
+            type=duration,
+            nargs="?",
+            const=WATCH_INTERVAL,
+            metavar="SECONDS",
+            help="show the report anew on a terminal, every 2 seconds if not given",
+        )
         add_format(parser)
         add_database(parser)
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Write a table or JSON, then check the lag and the verdict."""
-        database = served_database(options["database"])
-        with clear_errors(database):
-            health = get_health(database, max_lag=options["max_lag"])
-        if options["format"] == "json":
-            self.stdout.write(as_json(health_record(health)))
-        else:
-            self._write_tables(health)
+        database, max_lag = served_database(options["database"]), options["max_lag"]
+        if options["watch"] is not None:
+            if options["format"] == "json" or max_lag or options["check"]:
+                raise CommandError("--watch goes with no other option than --database")
+            watch(
+                lambda: _report(_health(database)),
+                self.stdout._out,
+                interval_s=options["watch"].total_seconds(),
+            )
+            return
+        health = _health(database, max_lag)
+        record = options["format"] == "json"
+        self.stdout.write(as_json(health_record(health)) if record else _report(health))
         _check(health, options["check"])
 
-    def _write_tables(self, health: Health) -> None:
-        self.stdout.write(f"{health.sentence}\n\n")
-        figures = asdict(health.figures)
-        rows = [[label, _text(name, figures[name])] for name, label in _LABELS.items()]
-        rows.append(["relays alive", str(health.alive("relay"))])
-        rows.append(["workers alive", str(health.alive("worker"))])
-        rows.append(["paused handlers", limited(len(health.paused), LIST_LIMIT)])
-        rows.append(["blocked keys", limited(len(health.blocked_keys), LIST_LIMIT)])
-        self.stdout.write(as_table(("database", health.database), rows))
-        problems = [[problem.kind.verdict, problem.kind, problem.cause] for problem in health.problems]
-        self._write_list(("problem", "kind", "cause"), problems)
-        self._write_list(
-            ("queue", "workers", "threads", "unconfirmed", "oldest"), map(_queue_row, health.queues)
-        )
-        processes = ("process", "kind", "version", "queues", "threads", "state", "last seen")
-        self._write_list(processes, map(_process_row, health.processes))
-        self._write_list(("paused handler", "waiting", "since", "reason"), map(_paused_row, health.paused))
-        titles = ("handler", "blocked key", "waiting", "blocked by", "event", "error")
-        self._write_list(titles, map(_blocked_row, health.blocked_keys))
 
-    def _write_list(self, titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-        if found := list(rows):
-            self.stdout.write("\n" + as_table(titles, found, text=titles))
+def _health(database: str, max_lag: timedelta | None = None) -> Health:
+    with clear_errors(database):
+        return get_health(database, max_lag=max_lag)
+
+
+def _report(health: Health) -> str:
+    """Return the report as tables."""
+    figures = asdict(health.figures)
+    rows = [[label, _text(name, figures[name])] for name, label in _LABELS.items()]
+    rows.append(["relays alive", str(health.alive("relay"))])
+    rows.append(["workers alive", str(health.alive("worker"))])
+    rows.append(["paused handlers", limited(len(health.paused), LIST_LIMIT)])
+    rows.append(["blocked keys", limited(len(health.blocked_keys), LIST_LIMIT)])
+    problems = ([problem.kind.verdict, problem.kind, problem.cause] for problem in health.problems)
+    processes = ("process", "kind", "version", "queues", "threads", "state", "last seen")
+    blocked_keys = ("handler", "blocked key", "waiting", "blocked by", "event", "error")
+    parts = [
+        health.sentence,
+        as_table(("database", health.database), rows),
+        _list(("problem", "kind", "cause"), problems),
+        _list(("queue", "workers", "threads", "unconfirmed", "oldest"), map(_queue_row, health.queues)),
+        _list(processes, map(_process_row, health.processes)),
+        _list(("paused handler", "waiting", "since", "reason"), map(_paused_row, health.paused)),
+        _list(blocked_keys, map(_blocked_row, health.blocked_keys)),
+    ]
+    return "\n\n".join(filter(None, parts))
+
+
+def _list(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    found = list(rows)
+    return as_table(titles, found, text=titles) if found else ""
 
 
 def _check(health: Health, no_trouble: bool) -> None:

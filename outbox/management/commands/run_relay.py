@@ -21,6 +21,7 @@ from relay.supervision.reloader import FileChanges, Reloader, project_files
 from relay.supervision.supervisor import Supervisor
 
 from . import _relay_checks
+from ._console import log_to_console, show_batches
 
 LAST_PORT = 65535
 # The threads of a worker process of Dramatiq's command line.
@@ -115,6 +116,10 @@ class Command(BaseCommand):
             _relay_checks.check_tables(alias)
         if options["probe_file"]:
             _relay_checks.check_probe_file(options["probe_file"])
+        if self.from_command_line:
+            log_to_console()
+        if options["verbosity"] > 1:
+            show_batches(self.stdout)
         descriptor = parent_pipe.inherited()
         if descriptor is not None:
             self._relay(databases, options, worker, descriptor)
