@@ -12,6 +12,7 @@ from django.db import Error
 from dramatiq import Worker
 
 from outbox.brokers.embedded import EmbeddedBroker
+from outbox.confirmations import confirmations
 from outbox.models import Delivery
 from outbox.own_connection import own_connection
 
@@ -49,6 +50,11 @@ class EmbeddedWorker:
         self.broker.emit_after("process_boot")
         self._worker = Worker(self.broker, worker_threads=self._threads, worker_timeout=IDLE_MS)
         self._worker.start()
+
+    def held(self) -> set[int]:
+        """Return the deliveries that wait or run here, and those whose outcome is not written yet."""
+        # In this order: an outcome is buffered before its message is forgotten.
+        return self.broker.deliveries() | confirmations.unwritten().keys()
 
     def stop(self) -> None:
         """Wait for the handlers that run, and return the other deliveries to their tables."""

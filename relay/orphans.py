@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from django.db import connections
 
-from outbox.models import Delivery, ProcessHeartbeat
+from outbox.models import Delivery, DeliveryQuerySet, ProcessHeartbeat
 from outbox.models.row_locks import brief_transaction
 from outbox.posix import may_be_running
 from outbox.process_fields import process_fields
@@ -33,34 +33,64 @@ class Orphans:
 
     Args:
         own: the number of this process; None if it has no messages in its memory.
+        held: returns the deliveries whose message or outcome this process has in its memory.
         clock: returns monotonic seconds.
     """
 
     def __init__(
-        self, *, database: str, own: int | None, clock: Callable[[], float] = time.monotonic
+        self,
+        *,
+        database: str,
+        own: int | None,
+        held: Callable[[], Collection[int]] = list,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.interval_s = OTHER_INTERVAL_S if own is None else OWNER_INTERVAL_S
         self._database = database
         self._own = own
+        self._held = held
         self._clock = clock
         self._free_since: dict[int, float] = {}
+        self._missing_since: dict[int, float] = {}
 
     def run(self) -> TaskRun:
-        """Redeliver a chunk of the deliveries of each process that is dead."""
-        deliveries = Delivery.objects.using(self._database)
-        owned = deliveries.unconfirmed().filter(owner__isnull=False).exclude(owner=self._own or 0)
+        """Redeliver a chunk of the deliveries of each dead process, and own ones without a message."""
+        owned = self._deliveries.unconfirmed().filter(owner__isnull=False)
         owners = list(owned.order_by("owner").values_list("owner", flat=True).distinct())
         self._free_since = {one: at for one, at in self._free_since.items() if one in owners}
-        redelivered = has_more = 0
+        redelivered = self._redeliver_missing() if self._own in owners else 0
+        has_more = False
         for owner in owners:
             with brief_transaction(self._database):
-                if self._is_dead(owner):
-                    some = deliveries.redeliver_orphans(owner, limit=CHUNK)
+                if owner != self._own and self._is_dead(owner):
+                    some = self._deliveries.filter(owner=owner).redeliver_orphans(limit=CHUNK)
                     redelivered, has_more = redelivered + some, has_more or some == CHUNK
         if redelivered:
             extra = {"database": self._database}
-            logger.warning("redelivering %d deliveries whose process died", redelivered, extra=extra)
-        return TaskRun(redelivered, has_more=bool(has_more))
+            logger.warning(
+                "redelivering %d deliveries whose message died with its process", redelivered, extra=extra
+            )
+        return TaskRun(redelivered, has_more=has_more)
+
+    def _redeliver_missing(self) -> int:
+        """Redeliver own deliveries whose claim was committed although its connection broke before the answer.
+
+        This process then has no message of them. One that has just been claimed gets its message soon.
+        """
+        rows = self._deliveries.unconfirmed().filter(owner=self._own)
+        missing = set(rows.values_list("pk", flat=True)[:CHUNK]).difference(self._held())
+        now = self._clock()
+        self._missing_since = {pk: self._missing_since.get(pk, now) for pk in missing}
+        lost = [pk for pk, since in self._missing_since.items() if now - since >= FREE_FOR_S]
+        if not lost:
+            return 0
+        with brief_transaction(self._database):
+            return self._deliveries.filter(pk__in=lost, owner=self._own).redeliver_orphans(limit=CHUNK)
+
+    @property
+    def _deliveries(self) -> DeliveryQuerySet:
+        deliveries: DeliveryQuerySet = Delivery.objects.using(self._database)
+        return deliveries
 
     def _is_dead(self, owner: int) -> bool:
         """Take the lock of a process for this transaction; return whether that proves its death."""

@@ -1,7 +1,7 @@
 """The lock of a process that has messages in its memory: if the lock is free, the process is dead.
 
-On PostgreSQL it is an advisory lock of a session, so it works between hosts. It needs a direct connection, or
-a pooler in session mode. On SQLite it is a lock on a file, and one process at a time has the messages.
+On PostgreSQL it is an advisory lock of a session, so it works between hosts. It needs a direct connection,
+without a pooler. On SQLite it is a lock on a file, and one process at a time has the messages.
 """
 
 from __future__ import annotations
@@ -152,8 +152,14 @@ class _SessionLock:
         Raises:
             Error: if the session is lost.
         """
-        # A check by another process has the lock for a moment, so this waits.
-        _execute(wrapper, "SELECT pg_advisory_lock(%s)", [self._number])
+        with wrapper.cursor() as cursor:
+            # A check by another process has the lock for a moment, so this waits.
+            cursor.execute("SELECT pg_advisory_lock(%s), pg_backend_pid()", [self._number])
+            _lock, pid = cursor.fetchone()
+        # A pooler invents the number that a client sees, and may give the session with the lock to others.
+        if pid != wrapper.connection.info.backend_pid:
+            _execute(wrapper, "SELECT pg_advisory_unlock_all()")
+            raise OSError("a connection pooler shares the sessions of the server; use a direct connection")
         self._note_recovery()
         self._held.set()
         while not self._closing.requested:

@@ -55,3 +55,7 @@ class RelayOptions:
     def owner(self) -> OwnerLock | None:
         """The lock of this process, if it runs the handlers of the database."""
         return self.worker.owners[self.database] if self.worker else None
+
+    def held(self) -> set[int]:
+        """Return the deliveries whose message or outcome this process has in its memory."""
+        return self.worker.held() if self.worker else set()

@@ -10,14 +10,16 @@ from django.contrib import admin
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.contrib.admin.utils import unquote
 from django.core.exceptions import PermissionDenied
+from django.db import router
 from django.db.models import Count
 from django.http import HttpRequest, HttpResponse
 from django.urls import path
 from django.utils.html import format_html, format_html_join
-from django.utils.safestring import SafeString
+from django.utils.safestring import SafeString, mark_safe
 from django.utils.translation import gettext_lazy as _
 
 from outbox.models import Delivery, Event
+from outbox.operations.causation import CausedEvent, causation_tree
 
 from . import formatting
 from .base import OutboxAdmin
@@ -42,7 +44,10 @@ class EventAdmin(OutboxAdmin):
     actions = ("cancel_selected",)
     change_form_template = "admin/outbox/event/change_form.html"
     fieldsets = (
-        (None, {"fields": ("id", "topic", "key_or_empty", "dedup_key", "published_at", "cause")}),
+        (
+            None,
+            {"fields": ("id", "topic", "key_or_empty", "dedup_key", "published_at", "cause", "origin")},
+        ),
         (_("Content"), {"fields": ("pretty_payload", "pretty_headers")}),
     )
     readonly_fields = admin.utils.flatten_fieldsets(fieldsets)
@@ -108,6 +113,13 @@ class EventAdmin(OutboxAdmin):
             links.append((self._link(root, _("the root of the chain")),))
         return format_html_join(" · ", "{}", links)
 
+    @admin.display(description=_("published by"))
+    def origin(self, event: Event) -> SafeString | str:
+        """Show the fields of the context, such as those of the request: who, and where."""
+        context = event.headers.get("context") if isinstance(event.headers, dict) else None
+        fields = sorted(context.items()) if isinstance(context, dict) else []
+        return format_html_join(mark_safe("<br>"), "{}: {}", fields) or formatting.EMPTY
+
     def _link(self, event_id: Any, text: Any) -> Any:
         try:
             return formatting.link(self.url("event_change", UUID(event_id)), text)
@@ -162,6 +174,7 @@ class EventAdmin(OutboxAdmin):
             "max_deliveries": _MAX_DELIVERIES,
             "may_cancel": self.has_cancel_permission(request) and pending.exists(),
             "cancel_url": self.url("event_cancel", pk),
+            "tree": self._tree(kwargs["obj"]),
         }
         return super().render_change_form(request, {**context, **more}, *args, **kwargs)
 
@@ -182,3 +195,33 @@ class EventAdmin(OutboxAdmin):
             }
             for row in rows
         ]
+
+    def _tree(self, event: Event) -> dict[str, Any] | None:
+        """Return what caused an event and what it caused; None if it stands alone."""
+        tree = causation_tree(router.db_for_read(Event), event)
+        if not (tree.top.caused or tree.pruned_cause):
+            return None
+        return {
+            "top": self._node(tree.top, event.pk),
+            "pruned_cause": tree.pruned_cause,
+            "is_cut": tree.is_cut,
+        }
+
+    def _node(self, caused: CausedEvent, current: UUID) -> dict[str, Any]:
+        event = caused.event
+        return {
+            "url": self.url("event_change", event.pk),
+            "topic": formatting.dotted(event.topic),
+            "key": event.key,
+            "published_at": formatting.timestamp(event.created_at),
+            "is_current": event.pk == current,
+            "deliveries": [
+                {
+                    "url": self.url("delivery_change", pk),
+                    "handler": formatting.dotted(handler),
+                    "badge": formatting.badge(state),
+                }
+                for pk, handler, state in caused.deliveries
+            ],
+            "caused": [self._node(one, current) for one in caused.caused],
+        }

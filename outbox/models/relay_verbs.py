@@ -144,12 +144,12 @@ def redeliver_lost(deliveries: DeliveryQuerySet) -> int:
     return _resend(deliveries.unconfirmed())
 
 
-def redeliver_orphans(deliveries: DeliveryQuerySet, owner: int, *, limit: int) -> int:
-    """Redeliver the dispatched deliveries of a process that died with their messages; return how many.
+def redeliver_orphans(deliveries: DeliveryQuerySet, *, limit: int) -> int:
+    """Redeliver dispatched deliveries whose process died with their messages; return how many.
 
     Rows that a transaction of the dead process still locks are skipped.
     """
-    orphans = unlocked(deliveries.unconfirmed().filter(owner=owner))
+    orphans = unlocked(deliveries.unconfirmed())
     return _resend(deliveries.filter(pk__in=list(orphans.values_list("pk", flat=True)[:limit])))
 
 

@@ -134,7 +134,7 @@ def test_deliveries_of_a_killed_process_run_in_the_next_one(
     folder.resume()
     # Long before CONFIRM_TIMEOUT.
     with one_process(embedded_env) as process:
-        process.wait_for_line(f"redelivering {ROOM} deliveries whose process died")
+        process.wait_for_line(f"redelivering {ROOM} deliveries whose message died")
         wait_for_states(succeeded=10)
     assert_ran_once(folder, events)
 
@@ -154,7 +154,7 @@ def test_a_second_process_never_takes_the_running_deliveries_of_a_living_one(
             Delivery.objects.update(confirm_by=Delivery.objects.earliest("dispatched_at").dispatched_at)
             wait_until(lambda: len(folder.begun) == 2 * THREADS, what="all threads to run a handler")
             first.send_signal(signal.SIGKILL)
-            second.wait_for_line(f"redelivering {ROOM} deliveries whose process died")
+            second.wait_for_line(f"redelivering {ROOM} deliveries whose message died")
             folder.resume()
             wait_for_states(succeeded=2 * ROOM)
     assert_ran_once(folder, events)
@@ -180,7 +180,7 @@ def test_a_restart_of_the_database_makes_no_process_look_dead(
             wait_for_states(dispatched=2 * ROOM)
             folder.resume()
             wait_for_states(succeeded=2 * ROOM)
-            assert "whose process died" not in first.output + second.output
+            assert "whose message died" not in first.output + second.output
     assert_ran_once(folder, events)
 
 

@@ -10,7 +10,7 @@ from django.db import transaction
 from selenium.webdriver import Keys
 
 from outbox import publish
-from outbox.models import Delivery, PausedHandler
+from outbox.models import Delivery, Event, PausedHandler
 from tests.support.factories import make_delivery, make_event, make_relay
 from tests.support.processes import Process, wait_until
 from tests.testapp.handlers import QUEUE
@@ -191,6 +191,25 @@ def test_the_search_leads_from_a_logged_number_to_the_delivery(open_site: OpenSi
     assert f"/delivery/{delivery.pk}/change/" in browser.address
 
 
+def make_effect(cause: Event) -> Event:
+    """Write an event that a handler of another event has published."""
+    headers = {"causation_id": str(cause.pk), "correlation_id": str(cause.pk)}
+    return make_event("shop.mail_bounced", key="mia@example.com", headers=headers)
+
+
+def test_an_effect_leads_to_its_cause_and_back(open_site: OpenSite, browser: Browser) -> None:
+    cause = make_event("shop.order_paid")
+    make_delivery(cause, "failed", handler="shop.mail")
+    effect = make_effect(cause)
+    browser.open(f"{open_site().address}outbox/event/{effect.pk}/change/")
+    assert "shop.mail failed" in browser.text(".outbox-tree")
+    browser.click("shop.order_paid", ".outbox-tree")
+    browser.wait_for("shop.order_paid", ".outbox-tree [aria-current] strong")
+    browser.click("shop.mail_bounced", ".outbox-tree")
+    browser.wait_for("shop.mail_bounced", ".outbox-tree [aria-current] strong")
+    assert str(effect.pk) in browser.address
+
+
 @pytest.mark.parametrize("colours", ["light", "dark"])
 def test_no_page_violates_a_strict_policy_and_every_badge_is_readable(
     open_site: OpenSite, browser: Browser, colours: str
@@ -199,6 +218,7 @@ def test_no_page_violates_a_strict_policy_and_every_badge_is_readable(
     head = make_blocked_key()
     PausedHandler.objects.pause("record", "no mail server")
     make_history(minutes=5, handlers=HANDLERS)
+    make_effect(head.event)
     site = open_site()
     for page in (*PAGES, f"outbox/delivery/{head.pk}/change/", f"outbox/event/{head.event_id}/change/"):
         browser.open(site.address + page)
@@ -251,6 +271,7 @@ def test_every_page_fits_a_phone(open_site: OpenSite, browser: Browser) -> None:
     head = make_blocked_key()
     PausedHandler.objects.pause("record", "no mail server")
     make_history(minutes=5, handlers=HANDLERS)
+    make_effect(head.event)
     site = open_site()
     browser.resize(*PHONE)
     for page in (*PAGES, f"outbox/delivery/{head.pk}/change/", f"outbox/event/{head.event_id}/change/"):

@@ -138,14 +138,35 @@ def test_a_process_may_have_lost_its_session_for_a_moment(
 
 
 def test_a_process_does_not_take_its_own_deliveries_or_those_in_a_broker(
-    orphans: Orphans, delivery: Delivery, clock: SimpleNamespace
+    delivery: Delivery, clock: SimpleNamespace
 ) -> None:
     publish("filed.mail")
     relay_all()
     own(delivery, OWN)
+    orphans = Orphans(database="default", own=OWN, held=lambda: [delivery.pk], clock=lambda: clock.now)
     assert orphans.run().made_due == 0
     clock.now += FREE_FOR_S
     assert orphans.run().made_due == 0
+
+
+def test_an_own_delivery_whose_message_never_came_is_redelivered(
+    delivery: Delivery, clock: SimpleNamespace
+) -> None:
+    publish("filed.mail")
+    relay_all()
+    Delivery.objects.update(owner=OWN)
+    held = set(Delivery.objects.values_list("pk", flat=True))
+    orphans = Orphans(database="default", own=OWN, held=lambda: held, clock=lambda: clock.now)
+    for _ in range(2):
+        assert orphans.run().made_due == 0
+        clock.now += FREE_FOR_S
+    held.remove(delivery.pk)
+    # The commit of a claim comes a moment before its messages.
+    assert orphans.run().made_due == 0
+    clock.now += FREE_FOR_S
+    assert orphans.run().made_due == 1
+    delivery.refresh_from_db()
+    assert (delivery.state, delivery.resends) == ("pending", 1)
 
 
 def test_a_row_that_its_dead_process_still_locks_follows_later(orphans: Orphans, delivery: Delivery) -> None:

@@ -9,7 +9,7 @@ import pytest
 from django.db import connection
 
 from outbox.publishing.notify import CHANNEL
-from relay import listening
+from relay import listening, owner_lock
 from relay.stopping import Stop
 from relay.wakeup import Wakeup
 from tests.conftest import database_url
@@ -68,3 +68,17 @@ def test_a_relay_behind_a_pooler_in_session_mode_is_notified(monkeypatch: pytest
         with connection.cursor() as cursor:
             cursor.execute(f"NOTIFY {CHANNEL}")
         assert wakeup.wait(30)
+
+
+def test_a_process_behind_a_pooler_never_holds_the_lock_of_its_deliveries(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(owner_lock, "HOLD_TIMEOUT_S", 0.0)
+    with (
+        TransactionPooler(database_url()) as pooler,
+        behind(pooler, monkeypatch),
+        owner_lock.OwnerLock("default") as lock,
+    ):
+        wait_until(lambda: "lost the lock" in caplog.text, what="the lock to be given up")
+        assert not lock.is_held()
+    assert caplog.text.count("a connection pooler shares the sessions") == 1

@@ -14,6 +14,7 @@ from django.core.management.base import BaseCommand, CommandError
 from django.db import connections
 
 from outbox.durations import LONGEST
+from relay.owner_lock import OwnedElsewhere
 from relay.process import WorkerOf, run_relays
 from relay.supervision import parent_pipe
 from relay.supervision.child import own_command
@@ -179,17 +180,20 @@ class Command(BaseCommand):
         descriptor: int | None = None,
     ) -> None:
         is_supervised = descriptor is not None
-        run_relays(
-            databases,
-            # The progress bars of several processes would overwrite each other.
-            progress_to=self.stderr._out if not is_supervised and self.stderr.isatty() else None,
-            parent_pipe=descriptor,
-            batch_size=options["batch_size"],
-            poll_interval=options["poll_interval"],
-            queues=tuple(options["queues"]),
-            listen=not options["no_listen"],
-            once=options["once"],
-            drain=options["drain"],
-            probe_file=options["probe_file"],
-            worker=worker,
-        )
+        try:
+            run_relays(
+                databases,
+                # The progress bars of several processes would overwrite each other.
+                progress_to=self.stderr._out if not is_supervised and self.stderr.isatty() else None,
+                parent_pipe=descriptor,
+                batch_size=options["batch_size"],
+                poll_interval=options["poll_interval"],
+                queues=tuple(options["queues"]),
+                listen=not options["no_listen"],
+                once=options["once"],
+                drain=options["drain"],
+                probe_file=options["probe_file"],
+                worker=worker,
+            )
+        except OwnedElsewhere as problem:
+            raise CommandError(f"{problem}; run one process only, or use PostgreSQL") from problem
