@@ -17,6 +17,10 @@ from outbox.errors import EmbeddedBrokerError
 
 from .local_queue import PREFETCH_PER_THREAD, LocalQueue
 
+# The messages in memory at most. A claim costs several round trips, after each of which the relay waits for
+# other threads of the process, so it fetches many short messages at once.
+MOST = 500
+
 
 class EmbeddedMessage(MessageProxy):
     """A message in memory.
@@ -147,7 +151,7 @@ class EmbeddedBroker(Broker):
 
     def wait_for_room(self, timeout_s: float) -> int:
         """Wait until messages may be added; return how many, 0 after a timeout without room."""
-        return self._local.wait_for_room(self._prefetch, timeout_s)
+        return self._local.wait_for_room(self._prefetch, timeout_s, most=MOST)
 
     def wait_until_empty(self, timeout_s: float) -> bool:
         """Wait until all messages have run; return whether they have."""

@@ -17,6 +17,8 @@ PREFETCH_PER_THREAD = 2
 SHORT_PREFETCH = 64
 # A process with room for less than a quarter of its prefetch waits this long for more room.
 COALESCE_S = 0.002
+# A process that may fetch more has work for about this time.
+AHEAD_S = 0.1
 
 
 class LocalQueue:
@@ -87,14 +89,17 @@ class LocalQueue:
         with self._lock:
             return [one for one in fetched if one not in self._running and one not in self._acks]
 
-    def wait_for_room(self, prefetch: int, timeout_s: float) -> int:
+    def wait_for_room(self, prefetch: int, timeout_s: float, *, most: int = SHORT_PREFETCH) -> int:
         """Wait until messages may be fetched; return how many, 0 after a timeout without room.
 
         Args:
             prefetch: how many messages may be fetched and not have run; short messages raise it.
+            most: how many short ones at most, if they are the work of `AHEAD_S`.
         """
-        is_raised = self.are_short and not dramatiq.worker.QUEUE_PREFETCH
-        limit = max(prefetch, SHORT_PREFETCH) if is_raised else prefetch
+        limit = prefetch
+        if self.are_short and not dramatiq.worker.QUEUE_PREFETCH:
+            ahead = int(AHEAD_S * self.threads / max(self._average_s or 0.0, 1e-6))
+            limit = max(prefetch, SHORT_PREFETCH, min(most, ahead))
         with self.changed:
             if len(self) >= limit and not self.changed.wait(timeout_s):
                 return 0
