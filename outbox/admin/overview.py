@@ -13,7 +13,9 @@ from django.urls import path
 from django.utils.translation import gettext_lazy as _
 
 from outbox.models import BacklogSample, Delivery
+from outbox.operations.doctor import Severity, examine
 
+from . import formatting
 from .base import OutboxAdmin
 from .overview_context import PERIODS, live_context
 from .overview_search import SEARCH_PLACES, find_hits
@@ -35,6 +37,7 @@ class BacklogSampleAdmin(OutboxAdmin):
         return [
             path("", view, name="outbox_overview"),
             path("", view, name="outbox_backlogsample_changelist"),
+            path("doctor/", self.admin_site.admin_view(self.doctor_view), name="outbox_doctor"),
             path("search/", self.admin_site.admin_view(self.search_view), name="outbox_overview_search"),
         ]
 
@@ -47,6 +50,7 @@ class BacklogSampleAdmin(OutboxAdmin):
             "breadcrumbs": [],
             "refresh_s": REFRESH_S,
             "places": SEARCH_PLACES,
+            "doctor_url": self.url("doctor"),
             "search_period": PERIODS[1],
             **live_context(self, request, router.db_for_read(Delivery)),
             **(extra_context or {}),
@@ -76,6 +80,22 @@ class BacklogSampleAdmin(OutboxAdmin):
             search_period=search.period,
         )
         return TemplateResponse(request, "admin/outbox/overview/results.html", context)
+
+    def doctor_view(self, request: HttpRequest) -> HttpResponse:
+        """Examine the running system, and show each finding with its remedy."""
+        self._require_permission(request)
+        colours = {Severity.ERROR: "failed", Severity.WARNING: "pending", Severity.INFO: "discarded"}
+        findings = [
+            {"finding": one, "badge": formatting.badge(colours[one.severity], one.severity)}
+            for one in examine(router.db_for_read(Delivery))
+        ]
+        context = self.page_context(
+            request,
+            title=_("Doctor"),
+            breadcrumbs=[(self.url("overview"), _("Overview"))],
+            findings=findings,
+        )
+        return TemplateResponse(request, "admin/outbox/overview/doctor.html", context)
 
     def _require_permission(self, request: HttpRequest) -> None:
         if not self.has_view_permission(request):

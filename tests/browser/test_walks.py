@@ -28,6 +28,7 @@ PAGES = (
     "",
     OVERVIEW,
     f"{OVERVIEW}?period=week",
+    f"{OVERVIEW}doctor/",
     "outbox/delivery/",
     "outbox/delivery/?state=failed",
     "outbox/event/",

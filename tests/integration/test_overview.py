@@ -20,6 +20,7 @@ from django.utils import timezone
 from outbox.admin import panel
 from outbox.models import PausedHandler
 from outbox.operations import finding
+from outbox.operations.doctor import Finding
 from outbox.operations.error_groups import error_groups
 from outbox.operations.handler_activity import get_handler_activity
 from outbox.operations.health import get_health
@@ -30,6 +31,7 @@ from tests.support.factories import make_delivery, make_event, make_relay
 pytestmark = pytest.mark.django_db
 
 OVERVIEW = "/admin/outbox/backlogsample/"
+DOCTOR = f"{OVERVIEW}doctor/"
 SEARCH = f"{OVERVIEW}search/"
 
 
@@ -306,3 +308,30 @@ def test_the_home_page_opens_while_the_outbox_cannot_be_examined(
 
     monkeypatch.setattr(panel, "get_health", fail)
     assert "no such table: outbox_delivery" in page(admin_client, "/admin/")
+
+
+# ---------------------------------------------------------------- the doctor
+
+
+def test_the_doctor_shows_each_finding_with_its_remedy(
+    admin_client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = Finding.of("fsync-off", "fsync is <off>")
+    monkeypatch.setattr("outbox.admin.overview.examine", lambda _database: [found])
+    assert f'href="{DOCTOR}"' in page(admin_client, OVERVIEW)
+    text = page(admin_client, DOCTOR)
+    assert "fsync is &lt;off&gt;" in text
+    assert "fsync-off" in text
+    assert found.remedy in text
+    monkeypatch.setattr("outbox.admin.overview.examine", lambda _database: [])
+    assert "No finding" in page(admin_client, DOCTOR)
+
+
+def test_the_doctor_examines_the_running_system(admin_client: Client) -> None:
+    # The test project has no worker.
+    assert "queue-without-worker" in page(admin_client, DOCTOR)
+
+
+def test_the_doctor_needs_the_permission_of_the_overview(client: Client) -> None:
+    client.force_login(User.objects.create_user("staff", password="x", is_staff=True))
+    assert client.get(DOCTOR).status_code == 403

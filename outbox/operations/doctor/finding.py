@@ -74,7 +74,10 @@ FINDINGS: dict[str, Kind] = {
     ),
     "system-check": Kind(_WARNING, "Follow the hint of the system check."),
     "mixed-versions": Kind(_WARNING, "Finish the deployment: restart the processes with another version."),
-    "queue-without-worker": Kind(_ERROR, "Start a worker that serves the queue (rundramatiq --queues)."),
+    "queue-without-worker": Kind(
+        _ERROR,
+        "Start a worker that serves the queue: rundramatiq, or run_relay --with-worker with EmbeddedBroker.",
+    ),
     "worker-of-unknown-queue": Kind(
         _INFO, "Restart the worker, or remove the queue from its --queues: no handler of this code uses it."
     ),
