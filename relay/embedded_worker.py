@@ -8,7 +8,7 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 
-from django.db import Error
+from django.db import Error, connections
 from dramatiq import Worker
 
 from outbox.brokers.embedded import EmbeddedBroker
@@ -16,6 +16,7 @@ from outbox.confirmations import confirmations
 from outbox.models import Delivery
 from outbox.own_connection import own_connection
 
+from .deadlines import within
 from .owner_lock import OwnerLock
 
 logger = logging.getLogger(__name__)
@@ -24,6 +25,8 @@ logger = logging.getLogger(__name__)
 IDLE_MS = 500
 # How long a stop waits for the handlers that run. The command line of Dramatiq has the same default.
 STOP_TIMEOUT_MS = 600_000
+# How long a stop waits for the database to take the deliveries back.
+RETURN_TIMEOUT_S = 5.0
 
 UNSTARTED = "the relay's process ended before the delivery ran"
 
@@ -69,10 +72,17 @@ class EmbeddedWorker:
 
     def _return(self, database: str, ids: list[int]) -> None:
         rows = Delivery.objects.using(database).unconfirmed()
-        try:
+
+        def postpone() -> None:
             with own_connection(database):
                 rows.filter(pk__in=ids, owner=self.owners[database].number).postpone(timedelta(), UNSTARTED)
-        except Error as error:
+
+        try:
+            if connections[database].vendor == "postgresql":
+                within(RETURN_TIMEOUT_S, postpone)
+            else:
+                postpone()
+        except (Error, TimeoutError) as error:
             # The next process redelivers them, since this one then is dead.
             text = "could not return %d deliveries of database %r: %s"
             logger.warning(text, len(ids), database, str(error).strip(), extra={"database": database})

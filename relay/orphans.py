@@ -15,7 +15,7 @@ from outbox.posix import may_be_running
 from outbox.process_fields import process_fields
 
 from .maintenance_task import TaskRun
-from .owner_lock import number_of
+from .owner_lock import is_free_here, number_of
 
 logger = logging.getLogger(__name__)
 
@@ -95,8 +95,8 @@ class Orphans:
     def _is_dead(self, owner: int) -> bool:
         """Take the lock of a process for this transaction; return whether that proves its death."""
         if connections[self._database].vendor != "postgresql":
-            # One process at a time has the messages of such a database, and it is this one.
-            return self._own is not None
+            # One process at a time has the messages of such a database.
+            return self._own is not None or is_free_here(self._database)
         with connections[self._database].cursor() as cursor:
             cursor.execute("SELECT pg_try_advisory_xact_lock(%s)", [owner])
             is_free = cursor.fetchone()[0]

@@ -41,6 +41,8 @@ RETRY_S = 0.25
 KEEPALIVE_S = 10.0
 # How long a relay that starts, or has lost its database, waits for its lock before it reports an outage.
 HOLD_TIMEOUT_S = 5.0
+# How long the end of a process waits for the server. The server releases the lock of a process that is gone.
+RELEASE_TIMEOUT_S = 2.0
 
 
 class OwnedElsewhere(Exception):
@@ -82,6 +84,15 @@ def number_of(process_id: Any) -> int:
     """Return the number of the process with a heartbeat of this id: 63 of its random bits."""
     number: int = process_id.int >> 65
     return number
+
+
+def is_free_here(database: str) -> bool:
+    """Return whether no process of this host runs the handlers of a SQLite database."""
+    try:
+        _FileLock(database).release()
+    except OwnedElsewhere:
+        return False
+    return True
 
 
 class _FileLock:
@@ -128,17 +139,18 @@ class _SessionLock:
         return self._held.wait(timeout_s)
 
     def release(self) -> None:
-        """Release the lock, and end the thread."""
+        """Release the lock, and end the thread, unless a server that does not answer keeps it."""
         self._closing.request()
-        self._thread.join()
-        self._closing.__exit__()
+        self._thread.join(RELEASE_TIMEOUT_S)
+        if not self._thread.is_alive():
+            self._closing.__exit__()
 
     def _run(self) -> None:
         while not self._closing.requested:
             wrapper = own_copy(connections[self._database], connect_timeout_s=CONNECT_TIMEOUT_S)
             try:
                 self._hold(wrapper)
-            except (Error, OSError) as error:
+            except Exception as error:  # no error may end the thread: the relay would never claim again
                 self._report(str(error).strip())
             finally:
                 self._held.clear()

@@ -222,6 +222,22 @@ with transaction.atomic():
     manage(env, "shell", "-c", code)
 
 
+def test_on_sqlite_a_relay_for_a_broker_redelivers_what_the_process_left_behind(
+    sqlite_env: dict[str, str], folder: Folder
+) -> None:
+    folder.hold()
+    publish_in(sqlite_env, ROOM)
+    with one_process(sqlite_env) as process:
+        wait_until(lambda: len(folder.begun) == THREADS, what="both threads to run a handler")
+        # Its broker is in the memory of the relay, so nothing runs; the site has moved to a broker.
+        with relay(sqlite_env | {"OUTBOX_TEST_BROKER_URL": ""}) as other:
+            other.wait_for_line("relay started")
+            process.send_signal(signal.SIGKILL)
+            assert process.wait() == -signal.SIGKILL
+    with relay(sqlite_env | {"OUTBOX_TEST_BROKER_URL": ""}) as other:
+        other.wait_for_line(f"redelivering {ROOM} deliveries whose message died")
+
+
 def test_on_sqlite_deliveries_of_a_killed_process_run_in_the_next_one(
     sqlite_env: dict[str, str], folder: Folder
 ) -> None:

@@ -21,6 +21,7 @@ from outbox.brokers import EmbeddedBroker
 from outbox.models import Delivery, Event, ProcessHeartbeat
 from outbox.process_fields import process_fields
 from outbox.registry import registry
+from relay import owner_lock
 from relay.orphans import FREE_FOR_S, Orphans
 from relay.owner_lock import OwnerLock, number_of
 from relay.redelivery import Redelivery
@@ -235,6 +236,24 @@ def _holder(number: int) -> int | None:
         )
         row = cursor.fetchone()
     return row[0] if row else None
+
+
+def test_the_lock_outlives_any_error(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    errors = iter([RuntimeError("not an error of the database")])
+    execute = owner_lock._execute
+
+    def fail_once(*arguments: object) -> None:
+        for error in errors:
+            raise error
+        execute(*arguments)
+
+    monkeypatch.setattr(owner_lock, "_execute", fail_once)
+    monkeypatch.setattr(owner_lock, "KEEPALIVE_S", 0.01)
+    with OwnerLock("default") as lock:
+        wait_until(lambda: "again after" in caplog.text, what="the lock to be taken again")
+        assert lock.is_held()
 
 
 # ---------------------------------------------------------------- the messages of other senders
