@@ -17,10 +17,11 @@ def publisher_for(broker: Broker) -> Publisher:
     # Compared by name: the client libraries of the other brokers need not be installed.
     classes = {f"{cls.__module__}.{cls.__qualname__}" for cls in type(broker).__mro__}
     if "dramatiq.brokers.redis.RedisBroker" in classes:
-        from . import redis, redis_support
+        from . import generic_redis, redis, redis_support
 
         if redis_support.supports(broker):
             return redis.RedisPublisher(broker)
+        return generic_redis.GenericRedisPublisher(broker)
     if "dramatiq.brokers.rabbitmq.RabbitmqBroker" in classes:
         from . import rabbitmq, rabbitmq_broker
 

@@ -24,7 +24,7 @@ class MemoryCheck:
         self._reported_policy = ""
 
     def check(self, reply: Any) -> None:
-        """Check the reply to `COMMAND`; the error of a server that does not permit it is no fault.
+        """Check the reply to `COMMAND`, parsed or not; the error of a server that refuses it is no fault.
 
         Raises:
             BrokerFull: if the server has little memory left, and evicts no keys.
@@ -54,6 +54,8 @@ def _counted(memory: Mapping[str, str]) -> int:
 
 
 def _fields(reply: Any) -> dict[str, str]:
+    if isinstance(reply, Mapping):
+        return {str(name): str(value) for name, value in reply.items()}
     text = reply.decode() if isinstance(reply, bytes) else reply
     if not isinstance(text, str):
         return {}

@@ -156,11 +156,16 @@ def fill(server: Server, policy: str) -> None:
     server.client.config_set("maxmemory", memory["used_memory"])
 
 
-@pytest.fixture
-def memory_publisher(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Publisher]:
+@pytest.fixture(params=["batches", "one by one"])
+def memory_publisher(
+    request: pytest.FixtureRequest, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Publisher]:
     """Make a publisher that looks at the server's memory at each probe."""
     monkeypatch.setattr("relay.publishers.redis.PROBE_INTERVAL_S", 0)
     broker = server.broker()
+    if request.param == "one by one":
+        # A broker with its own `enqueue` has the generic publisher.
+        monkeypatch.setattr(broker, "enqueue", broker.enqueue, raising=False)
     with publishing(broker) as publisher:
         publisher.probe()
         yield publisher
