@@ -32,6 +32,7 @@ class ReceivedEvent:
         payload: the published payload, after a round trip through JSON.
         headers: the publisher's headers, with `context`, `correlation_id` and `causation_id` if known.
         created_at: when it was published, by the database clock.
+        replayed: whether an operator has replayed it, so that the handler may have had it before.
     """
 
     id: UUID
@@ -40,6 +41,7 @@ class ReceivedEvent:
     payload: Any = None
     headers: Mapping[str, Any] = field(default_factory=dict)
     created_at: datetime | None = None
+    replayed: bool = False
 
     @classmethod
     def from_message(cls, envelope: Mapping[str, Any]) -> ReceivedEvent:
@@ -52,6 +54,7 @@ class ReceivedEvent:
             payload=envelope.get("payload"),
             headers=_mapping(envelope.get("headers")),
             created_at=datetime.fromisoformat(created_at) if created_at else None,
+            replayed="replayed" in envelope,
         )
 
     @property

@@ -26,6 +26,7 @@ class ClaimedDelivery(NamedTuple):
     dispatched_at_us: int = 0  # microseconds since 1970, by the database clock
     version: int = UNWRITTEN
     message_options: str = ""  # JSON text that a retry has stored, empty without a retry
+    replayed: bool = False  # written by a replay of an old event
 
     @property
     def earlier_messages(self) -> int:

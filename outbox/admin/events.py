@@ -18,12 +18,13 @@ from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString, mark_safe
 from django.utils.translation import gettext_lazy as _
 
-from outbox.models import Delivery, Event
+from outbox.models import Delivery, Event, OperatorJob
 from outbox.operations.causation import CausedEvent, causation_tree
 
 from . import formatting
 from .base import OutboxAdmin
 from .filters import PeriodFilter, TopicFilter
+from .job_links import permission_of
 from .reason_pages import cancel_page
 from .search import Search, search_events
 
@@ -43,6 +44,7 @@ class EventAdmin(OutboxAdmin):
     )
     actions = ("cancel_selected",)
     change_form_template = "admin/outbox/event/change_form.html"
+    change_list_template = "admin/outbox/event/change_list.html"
     fieldsets = (
         (
             None,
@@ -51,6 +53,12 @@ class EventAdmin(OutboxAdmin):
         (_("Content"), {"fields": ("pretty_payload", "pretty_headers")}),
     )
     readonly_fields = admin.utils.flatten_fieldsets(fieldsets)
+
+    def changelist_view(self, request: HttpRequest, extra_context: Any = None) -> HttpResponse:
+        """Show the list, with the button of a replay."""
+        may_replay = self.has_app_permission(request, permission_of(OperatorJob.Verb.REPLAY))
+        context = {"replay_url": self.url("job_replay")} if may_replay else {}
+        return super().changelist_view(request, {**context, **(extra_context or {})})
 
     def search(self, term: str, rows: Any) -> Search:
         """Parse the search box."""

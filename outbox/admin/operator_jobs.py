@@ -14,6 +14,7 @@ from django.db import router, transaction
 from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import path
+from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _now
 from django.utils.translation import gettext_lazy as _
@@ -26,6 +27,7 @@ from . import formatting
 from .actions import as_ids
 from .base import OutboxAdmin
 from .job_links import permission_of
+from .replay_page import replay_page
 
 # The states of deliveries whose colours the states of jobs have.
 _COLOURS = {
@@ -92,8 +94,13 @@ class OperatorJobAdmin(OutboxAdmin):
 
     @admin.display(description=_("filters"))
     def filters(self, job: OperatorJob) -> Any:
-        """Show the handler and the topic."""
-        return ", ".join(filter(None, (job.handler, job.topic))) or _("all")
+        """Show the handler, the topic, and the other filters of a replay."""
+        span = [formatting.timestamp(each) for each in (job.since, job.until) if each]
+        rate = format_html(_now("{} per second"), job.rate) if job.rate else ""
+        parts = filter(
+            None, (job.handler, job.topic, job.key, format_html_join(" to ", "{}", zip(span)), rate)
+        )
+        return format_html_join(", ", "{}", ((part,) for part in parts)) or _("all")
 
     @admin.display(description=_("state"))
     def present_state(self, job: OperatorJob) -> SafeString:
@@ -110,6 +117,7 @@ class OperatorJobAdmin(OutboxAdmin):
         wrap = self.admin_site.admin_view
         return [
             path("request/", wrap(self.confirm_view), name="outbox_job_confirm"),
+            path("replay/", wrap(self.replay_view), name="outbox_job_replay"),
             path("<path:object_id>/stop/", wrap(self.stop_view), name="outbox_job_stop"),
             *super().get_urls(),
         ]
@@ -121,6 +129,8 @@ class OperatorJobAdmin(OutboxAdmin):
         if not form.is_valid():
             raise BadRequest(f"invalid filters: {form.errors.as_json()}")
         filters = form.cleaned_data
+        if filters["verb"] == OperatorJob.Verb.REPLAY:
+            return HttpResponseRedirect(self.url("job_replay"))
         if not self.has_app_permission(request, permission_of(filters["verb"])):
             raise PermissionDenied
         needs_reason = filters["verb"] == OperatorJob.Verb.DISCARD
@@ -131,6 +141,10 @@ class OperatorJobAdmin(OutboxAdmin):
         context = self._context(request, filters, found)
         context["needs_reason"], context["lacks_reason"] = needs_reason, request.method == "POST"
         return TemplateResponse(request, "admin/outbox/operatorjob/confirm.html", context)
+
+    def replay_view(self, request: HttpRequest) -> HttpResponse:
+        """Show the form of a replay; a POST requests the job."""
+        return replay_page(self, request)
 
     def stop_view(self, request: HttpRequest, object_id: str) -> HttpResponse:
         """Stop a job after its present chunk."""

@@ -299,6 +299,7 @@ class Migration(migrations.Migration):
                 ("refusals", models.PositiveSmallIntegerField(db_default=0, verbose_name="refusals")),
                 ("crashes", models.PositiveSmallIntegerField(db_default=0, verbose_name="crashes")),
                 ("expires_at", models.DateTimeField(blank=True, null=True, verbose_name="expires at")),
+                ("replayed", models.BooleanField(db_default=False, verbose_name="replayed")),
                 (
                     "owner",
                     models.BigIntegerField(blank=True, editable=False, null=True, verbose_name="owner"),
@@ -445,7 +446,12 @@ class Migration(migrations.Migration):
                 (
                     "verb",
                     models.CharField(
-                        choices=[("retry", "retry"), ("resend", "resend"), ("discard", "discard")],
+                        choices=[
+                            ("retry", "retry"),
+                            ("resend", "resend"),
+                            ("discard", "discard"),
+                            ("replay", "replay"),
+                        ],
                         max_length=10,
                         verbose_name="action",
                     ),
@@ -473,6 +479,14 @@ class Migration(migrations.Migration):
                 ("after_id", models.BigIntegerField(db_default=0, verbose_name="done up to delivery")),
                 ("last_id", models.BigIntegerField(verbose_name="last delivery")),
                 ("changed", models.PositiveBigIntegerField(db_default=0, verbose_name="changed deliveries")),
+                ("key", models.CharField(blank=True, db_default="", max_length=255, verbose_name="key")),
+                ("since", models.DateTimeField(blank=True, null=True, verbose_name="published since")),
+                ("until", models.DateTimeField(blank=True, null=True, verbose_name="published before")),
+                ("after_event", models.UUIDField(blank=True, null=True, verbose_name="done up to event")),
+                (
+                    "rate",
+                    models.PositiveIntegerField(blank=True, null=True, verbose_name="deliveries per second"),
+                ),
                 ("requested_by", models.CharField(max_length=255, verbose_name="requested by")),
                 (
                     "requested_at",
@@ -489,6 +503,7 @@ class Migration(migrations.Migration):
                     ("retry_deliveries", "Can retry all failed deliveries that match a filter"),
                     ("resend_deliveries", "Can resend all unconfirmed deliveries that match a filter"),
                     ("discard_deliveries", "Can discard all failed deliveries that match a filter"),
+                    ("replay_deliveries", "Can replay all events that match a filter"),
                 ],
                 "indexes": [
                     models.Index(

@@ -49,6 +49,7 @@ class Delivery(models.Model):
     refusals = models.PositiveSmallIntegerField(_("refusals"), db_default=0)
     crashes = models.PositiveSmallIntegerField(_("crashes"), db_default=0)
     expires_at = models.DateTimeField(_("expires at"), null=True, blank=True)
+    replayed = models.BooleanField(_("replayed"), db_default=False)
     # The process that has the message in its memory; null if a broker has it.
     owner = models.BigIntegerField(_("owner"), null=True, blank=True, editable=False)
     attempts = models.PositiveSmallIntegerField(_("attempts"), db_default=0)

@@ -183,6 +183,7 @@ class DeliveryQuerySet(DeliveryFilters):
                 key=to.ordering_key(key),
                 waits_for=to.waits_for,
                 available_at=Now() + to.wait,
+                replayed=True,
             )
             for event_id, key, to in deliveries
         ]

@@ -11,6 +11,8 @@ from outbox.models import Delivery, Event, OperatorJob
 from outbox.models.row_locks import brief_transaction, unlocked
 from outbox.registry import registry
 
+from .replay_jobs import replay_chunk
+
 CHUNK = 1000
 # Deliveries that a preview reads, and of these the deliveries that it shows.
 PREVIEW_LIMIT = 10_000
@@ -69,16 +71,28 @@ def run_chunk(database: str, *, size: int = CHUNK) -> ChunkDone:
     jobs = OperatorJob.objects.using(database)
     if not jobs.unfinished().exists():
         return ChunkDone()
-    with brief_transaction(database):
-        job = jobs.next_unlocked()
-        if job is None:
-            return ChunkDone()
-        rows = _candidates(database, job.verb, job.handler)
-        rows = rows.filter(pk__gt=job.after_id, pk__lte=job.last_id)
-        pks = list(rows.values_list("pk", flat=True)[:size])
-        changed = _apply(database, job, pks)
-        jobs.filter(pk=job.pk).advance(pks, changed=changed, is_last=len(pks) < size)
-    return ChunkDone(changed, has_more=True)
+    resting: list[int] = []
+    while True:
+        with brief_transaction(database):
+            job = jobs.next_unlocked(skipping=resting)
+            if job is None:
+                return ChunkDone()
+            if job.verb != OperatorJob.Verb.REPLAY:
+                return ChunkDone(_run_job(database, job, size), has_more=True)
+            if (written := replay_chunk(database, job, size=size)) is not None:
+                return ChunkDone(written, has_more=True)
+        # A replay that keeps to its rate does not keep the next jobs waiting.
+        resting.append(job.pk)
+
+
+def _run_job(database: str, job: OperatorJob, size: int) -> int:
+    rows = _candidates(database, job.verb, job.handler)
+    rows = rows.filter(pk__gt=job.after_id, pk__lte=job.last_id)
+    pks = list(rows.values_list("pk", flat=True)[:size])
+    changed = _apply(database, job, pks)
+    jobs = OperatorJob.objects.using(database)
+    jobs.filter(pk=job.pk).advance(pks, changed=changed, is_last=len(pks) < size)
+    return changed
 
 
 def _candidates(database: str, verb: str, handler: str) -> Any:

@@ -52,7 +52,7 @@ def replay_event(
     rows = list(Event.objects.using(database).filter(pk=event_id).values_list("pk", "topic", "key"))
     if not rows:
         raise Event.DoesNotExist(f"event {event_id} does not exist; it may have been pruned")
-    return _replay(database, [OldEvent(*row) for row in rows], only, dry_run=dry_run)
+    return replay_events(database, [OldEvent(*row) for row in rows], only, dry_run=dry_run)
 
 
 def replay_topic(
@@ -93,14 +93,20 @@ def replay_topic(
     # No index contains topics: each chunk is a range of the primary key, and topics are compared here.
     for rows in in_chunks(span, "topic", "key", size=CHUNK):
         events = [event for event in map(OldEvent._make, rows) if matches(event.topic)]
-        written += _replay(database, events, only, dry_run=dry_run)
+        written += replay_events(database, events, only, dry_run=dry_run)
         done(len(rows))
     return written
 
 
-def _replay(
-    database: str, events: Sequence[OldEvent], only: Handler | None, *, dry_run: bool
+def replay_events(
+    database: str, events: Sequence[OldEvent], only: Handler | None, *, dry_run: bool = False
 ) -> Counter[str]:
+    """Write new deliveries of some events in one transaction; return their number by handler.
+
+    Args:
+        only: the only handler to deliver to; all subscribed handlers if not given.
+        dry_run: count the deliveries and write nothing.
+    """
     deliveries = Delivery.objects.using(database)
     with transaction.atomic(using=database):
         ids = [event.id for event in events]

@@ -181,4 +181,5 @@ def _claimed(row: Delivery, event: Event | None, expired: bool) -> ClaimedDelive
         expired=expired,
         version=event.version if event else UNWRITTEN,
         message_options=json.dumps(row.message_options) if row.message_options else "",
+        replayed=row.replayed,
     )

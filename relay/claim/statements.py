@@ -47,7 +47,8 @@ updated AS (
         owner = NULL,
         dispatched_at = statement_timestamp()
     WHERE id = ANY(ARRAY(SELECT id FROM sized WHERE bytes_before < %(max_bytes)s))
-    RETURNING id, event_id, handler, queue, attempts, redeliveries, resends, expires_at, message_options
+    RETURNING
+        id, event_id, handler, queue, attempts, redeliveries, resends, expires_at, message_options, replayed
 )"""
 
 # JSON and the event's id are read as text, since nothing decodes them on the way to the broker. A delivery
@@ -60,7 +61,8 @@ marked AS (
            d.attempts = 1 AND coalesce(d.expires_at <= statement_timestamp(), false),
            -- The same moment for all rows, computed once.
            (SELECT (extract(epoch FROM statement_timestamp()) * 1000000)::bigint),
-           coalesce(s.version, 1), coalesce(d.message_options::text, ''), false AS blocked
+           coalesce(s.version, 1), coalesce(d.message_options::text, ''), d.replayed,
+           false AS blocked
     FROM updated d JOIN sized s ON s.id = d.id
 )"""
 
@@ -85,7 +87,7 @@ SELECT 0, NULL, '', '', '', 0, 0, 0, '', json_build_object(
            'now_us', (extract(epoch FROM statement_timestamp()) * 1000000)::bigint,
            'paused', (SELECT array_agg(handler) FROM outbox_pausedhandler),
            'idle_limit', set_config('idle_in_transaction_session_timeout', %(idle_limit)s, true)
-       )::text, '', '', false, 0, 0, '', NULL
+       )::text, '', '', false, 0, 0, '', false, NULL
 """
 
 
@@ -134,7 +136,7 @@ behind AS MATERIALIZED (
 blocked AS (
     UPDATE outbox_delivery d SET waits_for = 'key' FROM behind b WHERE d.id = b.id
     RETURNING d.id, d.event_id::text, d.handler, d.queue, d.key, 0, 0, 0, '', '', '', '', false, 0::bigint, 0,
-              '', true
+              '', false, true
 )""",
     source="first",
     found="SELECT * FROM marked UNION ALL SELECT * FROM blocked",

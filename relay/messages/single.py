@@ -124,6 +124,7 @@ class OutgoingMessage:
             "key": claimed.key,
             "headers": json.loads(claimed.headers),
             "created_at": claimed.created_at,
+            **_marks(claimed),
         }
         outbox = {**self._option(), "event": event}
         return {
@@ -162,7 +163,12 @@ def envelope(claimed: ClaimedDelivery) -> dict[str, Any]:
         "payload": json.loads(claimed.payload),
         "headers": json.loads(claimed.headers),
         "created_at": claimed.created_at,
+        **_marks(claimed),
     }
+
+
+def _marks(claimed: ClaimedDelivery) -> dict[str, bool]:
+    return {"replayed": True} if claimed.replayed else {}
 
 
 def _parse_call(payload: str) -> Call:

@@ -20,6 +20,8 @@ _quote: Callable[[str], str] = encode_basestring_ascii
 # The events of a batch have few topics.
 _quoted = lru_cache(maxsize=1024)(_quote)
 encode_value = json.JSONEncoder(separators=(",", ":")).encode
+# The member of an event that only a replay writes.
+REPLAYED = ',"replayed":true'
 _original_message_encode = Message.encode
 _original_json_encode = JSONEncoder.encode
 
@@ -38,7 +40,7 @@ def envelope_text(claimed: ClaimedDelivery) -> str:
     return (
         f'{{"id":"{claimed.event_id}","topic":{_quoted(claimed.topic)},"key":{_quote(claimed.key)},'
         f'"payload":{claimed.payload},"headers":{claimed.headers},'
-        f'"created_at":{_quote(claimed.created_at)}}}'
+        f'"created_at":{_quote(claimed.created_at)}{REPLAYED if claimed.replayed else ""}}}'
     )
 
 
@@ -131,5 +133,6 @@ def _event_of_call(claimed: ClaimedDelivery) -> str:
     # Without a payload, since the payload is the call.
     return (
         f'{{"id":"{claimed.event_id}","topic":{_quoted(claimed.topic)},"key":{_quote(claimed.key)},'
-        f'"headers":{claimed.headers},"created_at":{_quote(claimed.created_at)}}}'
+        f'"headers":{claimed.headers},"created_at":{_quote(claimed.created_at)}'
+        f"{REPLAYED if claimed.replayed else ''}}}"
     )

@@ -11,6 +11,7 @@ from selenium.webdriver import Keys
 
 from outbox import publish
 from outbox.models import Delivery, Event, PausedHandler
+from outbox.operations.operator_jobs import run_chunk
 from tests.support.factories import make_delivery, make_event, make_relay
 from tests.support.processes import Process, wait_until
 from tests.testapp.handlers import QUEUE
@@ -34,6 +35,7 @@ PAGES = (
     "outbox/event/",
     "outbox/operatorjob/",
     "outbox/operatorjob/request/?verb=discard",
+    "outbox/operatorjob/replay/?topic=shop.*&since=2020-01-31T09:00",
     "outbox/handlerstats/",
     "outbox/pausedhandler/pause/",
     "outbox/processheartbeat/",
@@ -190,6 +192,25 @@ def test_the_search_leads_from_a_logged_number_to_the_delivery(open_site: OpenSi
     browser.find("#outbox-q").send_keys(f"#{delivery.pk}", Keys.ENTER)
     browser.wait_for("ValueError: no")
     assert f"/delivery/{delivery.pk}/change/" in browser.address
+
+
+def test_old_events_are_replayed_to_a_new_handler(open_site: OpenSite, browser: Browser) -> None:
+    for number in range(3):
+        make_event("test.recorded", {"number": number}, key=f"k{number}")
+    address = open_site().address
+    browser.open(f"{address}outbox/event/")
+    browser.click("Replay…")
+    browser.find("#id_topic").send_keys("test.*")
+    browser.run("document.querySelector('#id_handler').value = 'record'")
+    browser.click("Show what would be replayed")
+    browser.wait_for("3 events match, and 3 deliveries will be written.", "#outbox-preview")
+    browser.click("Replay")
+    browser.wait_for("A relay runs the job within seconds.")
+    while run_chunk("default").has_more:
+        continue
+    assert Delivery.objects.filter(handler="record").count() == 3
+    browser.open(browser.address)
+    browser.wait_for("done", ".field-present_state")
 
 
 def make_effect(cause: Event) -> Event:

@@ -171,3 +171,83 @@ def test_the_overview_retries_all_deliveries_of_a_failing_handler(admin_client: 
     page = text_of(admin_client.get("/admin/outbox/backlogsample/"))
     assert "Retry all 3…" in page
     assert f"{CONFIRM}?verb=retry&amp;handler=record" in page
+
+
+# ---------------------------------------------------------------- replay
+
+REPLAY = "/admin/outbox/operatorjob/replay/"
+EVENTS = "/admin/outbox/event/"
+
+
+def filters(**changed: Any) -> dict[str, str]:
+    return {"topic": "test.*", "since": "2020-01-31T09:00", "handler": "record", **changed}
+
+
+def test_the_form_of_a_replay_offers_every_handler(admin_client: Client) -> None:
+    text = text_of(admin_client.get(REPLAY))
+    assert '<option value="record">record</option>' in text
+    assert "What will happen" not in text
+    assert f'href="{REPLAY}"' in text_of(admin_client.get(EVENTS))
+
+
+def test_a_replay_is_shown_before_it_is_requested(admin_client: Client) -> None:
+    for _ in range(12):
+        make_event("test.recorded", key="<key>")
+    text = text_of(admin_client.get(REPLAY, filters()))
+    assert "12 events match, and 12 deliveries will be written." in text
+    assert text.count("&lt;key&gt;</td>") == 10
+    assert not OperatorJob.objects.exists()
+
+
+def test_a_replay_is_requested_and_writes_new_deliveries(admin_client: Client) -> None:
+    for key in ("a", "b", "a"):
+        make_event("test.recorded", key=key)
+    answer = admin_client.post(REPLAY, filters(key="a", rate="50"))
+    job = OperatorJob.objects.get()
+    assert answer["Location"] == f"/admin/outbox/operatorjob/{job.pk}/change/"
+    assert (job.verb, job.topic, job.key, job.handler, job.rate) == ("replay", "test.*", "a", "record", 50)
+    assert job.until is not None
+    while run_chunk("default").has_more:
+        continue
+    assert Delivery.objects.filter(handler="record").count() == 2
+    page = text_of(admin_client.get(answer["Location"]))
+    assert "50 per second" in page
+    assert "Requested, test.*, record" in LogEntry.objects.get().change_message
+
+
+@pytest.mark.parametrize(
+    ("changed", "error"),
+    [
+        ({"topic": "no topic"}, "errorlist"),
+        ({"since": "yesterday"}, "Enter a valid date/time."),
+        ({"handler": "shop.absent"}, "Select a valid choice."),
+        ({"rate": "0"}, "greater than or equal to 1"),
+    ],
+)
+def test_wrong_filters_of_a_replay_are_shown(
+    admin_client: Client, changed: dict[str, str], error: str
+) -> None:
+    assert error in text_of(admin_client.post(REPLAY, filters(**changed)))
+    assert not OperatorJob.objects.exists()
+
+
+def test_a_replay_needs_its_permission(client: Client, operator: User) -> None:
+    allow(operator, "view_event", "retry_deliveries", "discard_deliveries", "resend_deliveries")
+    assert client.get(REPLAY).status_code == 403
+    assert client.post(REPLAY, filters()).status_code == 403
+    assert REPLAY not in text_of(client.get(EVENTS))
+    allow(operator, "replay_deliveries")
+    operator = User.objects.get(pk=operator.pk)
+    client.force_login(operator)
+    assert client.get(REPLAY).status_code == 200
+    assert client.post(REPLAY, filters()).status_code == 302
+
+
+def test_a_replay_needs_the_token_of_its_form(admin_user: User) -> None:
+    client = Client(enforce_csrf_checks=True)
+    client.force_login(admin_user)
+    assert client.post(REPLAY, filters()).status_code == 403
+
+
+def test_the_page_of_other_jobs_leads_to_the_form_of_a_replay(admin_client: Client) -> None:
+    assert admin_client.get(CONFIRM, {"verb": "replay"})["Location"] == REPLAY
