@@ -20,7 +20,7 @@ import outbox
 from outbox.confirmations import FlushPolicy, confirmations
 from outbox.confirmations.outcome import Outcome
 from outbox.events import DeliveryRef
-from outbox.management.commands import run_relay
+from outbox.management.commands import _relay_checks, run_relay
 from outbox.models import Delivery, Event, HandlerStats, ProcessHeartbeat
 from outbox.own_connection import own_connection
 from outbox.worker import poison
@@ -111,7 +111,7 @@ def test_a_command_starts_the_relay_of_one_database_while_another_does_not_answe
     second_is_away: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started: list[str] = []
-    monkeypatch.setattr(run_relay, "CHECK_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(_relay_checks, "CHECK_TIMEOUT_S", 0.2)
     monkeypatch.setattr(run_relay, "run_relays", lambda databases, **_options: started.extend(databases))
     call_command("run_relay", stdout=StringIO())
     assert started == list(BOTH)

@@ -14,7 +14,8 @@ from django.db import connection, transaction
 import outbox
 from outbox.models import Delivery, Event
 from outbox.operations.pruning import PRUNE_CHUNK, PruningPass
-from relay.maintenance import PRUNE_CHUNKS_AT_ONCE, PRUNE_SHARE
+from relay.maintenance import PRUNE_SHARE
+from relay.pruning_task import PRUNE_CHUNKS_AT_ONCE
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.postgres, pytest.mark.slow]
 
