@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import timedelta
 from functools import partial
 from io import StringIO
@@ -229,3 +230,22 @@ def test_a_watch_shows_the_report_on_a_terminal(monkeypatch: pytest.MonkeyPatch)
     call_command("outbox_status", "--watch", "5", stdout=terminal)
     assert "pending, due" in terminal.getvalue()
     assert "Every 5 s" in terminal.getvalue()
+
+
+@pytest.mark.postgres
+@pytest.mark.django_db(transaction=True)
+def test_a_watch_goes_on_after_its_connection_was_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[str] = []
+
+    def watch_three_times(report: Any, _stream: Any, *, interval_s: float) -> None:
+        shown.append(report())
+        with closing(connection.copy()) as other, other.cursor() as cursor:
+            # Returns when the session has ended.
+            cursor.execute("SELECT pg_terminate_backend(%s, 5000)", [connection.connection.info.backend_pid])
+        with pytest.raises(CommandError):
+            report()
+        shown.append(report())
+
+    monkeypatch.setattr(outbox_status, "watch", watch_three_times)
+    call_command("outbox_status", "--watch")
+    assert ["pending, due" in text for text in shown] == [True, True]

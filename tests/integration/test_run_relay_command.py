@@ -211,7 +211,7 @@ def test_each_batch_is_shown_with_verbosity_2(clean_broker):
         call_command("run_relay", "--drain", "-v", "2", stdout=out)
     finally:
         batch_dispatched.disconnect(dispatch_uid="outbox.run_relay.show_batches")
-    assert re.search(r"^default: 1 deliveries in [\d.]+ \w+: flaky 1$", out.getvalue(), re.MULTILINE)
+    assert re.search(r"^default: 1 delivery in [\d.]+ \w+: flaky 1$", out.getvalue(), re.MULTILINE)
 
 
 @pytest.mark.parametrize("configured", [False, True])

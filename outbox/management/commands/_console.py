@@ -29,7 +29,8 @@ def show_batches(stdout: Any) -> None:
     def show(database: str, counts: Mapping[str, int], duration_s: float, **_fields: Any) -> None:
         handlers = ", ".join(f"{name} {count:,}" for name, count in sorted(counts.items()))
         total = sum(counts.values())
-        stdout.write(f"{database}: {total:,} deliveries in {format_duration(duration_s)}: {handlers}")
+        deliveries = "delivery" if total == 1 else "deliveries"
+        stdout.write(f"{database}: {total:,} {deliveries} in {format_duration(duration_s)}: {handlers}")
         stdout.flush()
 
     batch_dispatched.connect(show, weak=False, dispatch_uid="outbox.run_relay.show_batches")

@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
+from django.db import Error, connections
 
 from outbox.durations import format_duration
 from outbox.operations.blocked_keys import WAITING_LIMIT, BlockedKey
@@ -96,7 +97,13 @@ class Command(BaseCommand):
 
 def _health(database: str, max_lag: timedelta | None = None) -> Health:
     with clear_errors(database):
-        return get_health(database, max_lag=max_lag)
+        try:
+            return get_health(database, max_lag=max_lag)
+        except Error:
+            # A broken connection would stay broken, and `--watch` asks again.
+            if not connections[database].in_atomic_block:
+                connections[database].close()
+            raise
 
 
 def _report(health: Health) -> str:
