@@ -235,7 +235,8 @@ def test_on_sqlite_a_relay_for_a_broker_redelivers_what_the_process_left_behind(
             process.send_signal(signal.SIGKILL)
             assert process.wait() == -signal.SIGKILL
     with relay(sqlite_env | {"OUTBOX_TEST_BROKER_URL": ""}) as other:
-        other.wait_for_line(f"redelivering {ROOM} deliveries whose message died")
+        # At least the two that ran; the others may not have been claimed yet.
+        other.wait_for_line(r"redelivering [2-4] deliveries whose message died")
 
 
 def test_on_sqlite_deliveries_of_a_killed_process_run_in_the_next_one(
