@@ -54,7 +54,7 @@ class EmbeddedWorker:
         self._worker = Worker(self.broker, worker_threads=self._threads, worker_timeout=IDLE_MS)
         self._worker.start()
 
-    def held(self) -> set[int]:
+    def in_memory(self) -> set[int]:
         """Return the deliveries that wait or run here, and those whose outcome is not written yet."""
         # In this order: an outcome is buffered before its message is forgotten.
         return self.broker.deliveries() | confirmations.unwritten().keys()

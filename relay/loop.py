@@ -89,7 +89,7 @@ class Relay:
             report=self._report_state,
             problems=lambda: [*self._wakeup.problems(), *self._rounds.put_off.problems()],
             owner=options.owner,
-            held=options.held,
+            in_memory=options.in_memory,
             clock=options.clock,
         )
 

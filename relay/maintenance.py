@@ -63,7 +63,7 @@ class Maintenance:
         problems: returns the relay's present problems for its heartbeat, each with its `kind` and `cause`.
         key_chunk: the ordering keys and stale waits of one run at most.
         owner: the lock of this process, if it runs the handlers.
-        held: returns the deliveries that this process has in its memory.
+        in_memory: returns the deliveries that this process has in its memory.
         clock: returns monotonic seconds.
     """
 
@@ -81,7 +81,7 @@ class Maintenance:
         problems: Callable[[], list[dict[str, Any]]] = list,
         key_chunk: int = KEY_CHUNK,
         owner: OwnerLock | None = None,
-        held: Callable[[], Collection[int]] = list,
+        in_memory: Callable[[], Collection[int]] = list,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.relay_id = owner.process_id if owner else uuid4()
@@ -94,7 +94,7 @@ class Maintenance:
         self._repair_losses = repair_losses
         own = owner.number if owner else None
         self._redelivery = Redelivery(database=database, ask=ask, queues=queues, own=own)
-        self._orphans = Orphans(database=database, own=own, held=held, clock=clock)
+        self._orphans = Orphans(database=database, own=own, in_memory=in_memory, clock=clock)
         self.pruning = Pruning(database, clock)
         self.changes = HandlerChanges(database=database, queues=queues)
         self._dispatched = 0

@@ -33,7 +33,7 @@ class Orphans:
 
     Args:
         own: the number of this process; None if it has no messages in its memory.
-        held: returns the deliveries whose message or outcome this process has in its memory.
+        in_memory: returns the deliveries whose message or outcome this process has in its memory.
         clock: returns monotonic seconds.
     """
 
@@ -42,13 +42,13 @@ class Orphans:
         *,
         database: str,
         own: int | None,
-        held: Callable[[], Collection[int]] = list,
+        in_memory: Callable[[], Collection[int]] = list,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.interval_s = OTHER_INTERVAL_S if own is None else OWNER_INTERVAL_S
         self._database = database
         self._own = own
-        self._held = held
+        self._in_memory = in_memory
         self._clock = clock
         self._free_since: dict[int, float] = {}
         self._missing_since: dict[int, float] = {}
@@ -78,7 +78,7 @@ class Orphans:
         This process then has no message of them. One that has just been claimed gets its message soon.
         """
         rows = self._deliveries.unconfirmed().filter(owner=self._own)
-        missing = set(rows.values_list("pk", flat=True)[:CHUNK]).difference(self._held())
+        missing = set(rows.values_list("pk", flat=True)[:CHUNK]).difference(self._in_memory())
         now = self._clock()
         self._missing_since = {pk: self._missing_since.get(pk, now) for pk in missing}
         lost = [pk for pk, since in self._missing_since.items() if now - since >= FREE_FOR_S]

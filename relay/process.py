@@ -21,7 +21,6 @@ from .asking import ask_within
 from .embedded_worker import EmbeddedWorker
 from .loop import Relay
 from .probe_file import ProbeFile
-from .progress import Progress
 from .relay_options import RelayOptions
 from .stop_limit import STOP_MARGIN_S, ends_within
 from .stopping import Stop, on_signals, on_signals_of_child
@@ -41,7 +40,6 @@ WorkerOf = Callable[[Sequence[str]], AbstractContextManager[EmbeddedWorker]]
 def run_relays(
     databases: Sequence[str],
     *,
-    progress_to: Any = None,
     parent_pipe: int | None = None,
     probe_file: Path | None = None,
     worker: WorkerOf | None = None,
@@ -50,7 +48,6 @@ def run_relays(
     """Run one relay per database; return when all have ended.
 
     Args:
-        progress_to: a terminal for the progress bar of a drain, None for no bar.
         parent_pipe: the child's descriptor of the supervisor's pipe, None without a supervisor.
         probe_file: a file that is touched while no relay hangs, None for no file.
         worker: makes the worker that runs the handlers in this process, None if other processes run them.
@@ -60,8 +57,6 @@ def run_relays(
         OSError: if the probe file cannot be written.
     """
     probe = ProbeFile(probe_file, databases) if probe_file else None
-    bar = _progress(databases, progress_to, options)
-    progress = bar.advance if bar else None
     stop_limit_s = get_settings().dispatch_timeout.total_seconds() + STOP_MARGIN_S
     with (
         Stop() as stop,
@@ -72,14 +67,11 @@ def run_relays(
         _rare_garbage_collection(),
     ):
         relays = [
-            Relay(_options(database, probe, progress=progress, worker=running, **options), stop=stop)
-            for database in databases
+            Relay(_options(database, probe, worker=running, **options), stop=stop) for database in databases
         ]
         _run(relays, stop)
     if probe is not None:
         probe.remove()
-    if bar is not None:
-        bar.finish()
 
 
 def _options(database: str, probe: ProbeFile | None, **options: Any) -> RelayOptions:
@@ -88,11 +80,9 @@ def _options(database: str, probe: ProbeFile | None, **options: Any) -> RelayOpt
     return RelayOptions(database=database, **options)
 
 
-def _progress(databases: Sequence[str], terminal: Any, options: dict[str, Any]) -> Progress | None:
-    if terminal is None or not options.get("drain"):
-        return None
-    total = sum(_count_due(alias, options.get("queues", ())) for alias in databases)
-    return Progress(total, terminal)
+def count_due(databases: Sequence[str], queues: Sequence[str]) -> int:
+    """Count the backlog once, without the databases that do not answer."""
+    return sum(_count_due(alias, queues) for alias in databases)
 
 
 def _count_due(database: str, queues: Sequence[str]) -> int:

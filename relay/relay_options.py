@@ -56,6 +56,6 @@ class RelayOptions:
         """The lock of this process, if it runs the handlers of the database."""
         return self.worker.owners[self.database] if self.worker else None
 
-    def held(self) -> set[int]:
+    def in_memory(self) -> set[int]:
         """Return the deliveries whose message or outcome this process has in its memory."""
-        return self.worker.held() if self.worker else set()
+        return self.worker.in_memory() if self.worker else set()

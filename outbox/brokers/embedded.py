@@ -59,7 +59,7 @@ class EmbeddedBroker(Broker):
         super().__init__(middleware)
         self._prefetch = 0
         self._local = LocalQueue(clock=clock)
-        self._held: dict[str, EmbeddedMessage] = {}
+        self._unfinished: dict[str, EmbeddedMessage] = {}
 
     # ---------------------------------------------------------------- Dramatiq's interface
 
@@ -161,17 +161,17 @@ class EmbeddedBroker(Broker):
     def add(self, messages: Iterable[EmbeddedMessage]) -> None:
         """Add messages to their queues."""
         added = {message.memory_id: message for message in messages}
-        self._held |= added
+        self._unfinished |= added
         self._local.start(added)
         for message in added.values():
             self.queues[message.queue_name].put(message)
 
     def deliveries(self) -> set[int]:
         """Return the deliveries whose messages are queued or run."""
-        return {one for message in list(self._held.values()) for one in message.deliveries}
+        return {one for message in list(self._unfinished.values()) for one in message.deliveries}
 
     def _finish(self, message: EmbeddedMessage) -> None:
-        self._held.pop(message.memory_id, None)
+        self._unfinished.pop(message.memory_id, None)
         self._local.finish(message.memory_id, ack=False)
 
 

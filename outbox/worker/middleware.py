@@ -122,7 +122,7 @@ class OutboxMiddleware(Middleware):
                 if message.failed:
                     _acknowledge(broker, message)
         if run is not None and run.observer is not None:
-            run_outcomes.tell(run.observer, outcomes)
+            run_outcomes.notify(run.observer, outcomes)
         _wait_for_room(message)
 
     def after_skip_message(self, broker: Broker, message: MessageProxy) -> None:
@@ -134,7 +134,7 @@ class OutboxMiddleware(Middleware):
                 if message.failed:
                     _acknowledge(broker, message)
         if run is not None and run.observer is not None:
-            run_outcomes.tell(run.observer, outcomes)
+            run_outcomes.notify(run.observer, outcomes)
         _wait_for_room(message)
 
     def before_worker_boot(self, broker: Broker, worker: Worker) -> None:

@@ -41,8 +41,8 @@ def _batch_wait(run: Run) -> timedelta:
     return handler.batch.wait if handler is not None and handler.batch else timedelta()
 
 
-def tell(observer: RunObserver, outcomes: list[Outcome]) -> None:
-    """Tell an observer the outcome of its run, which has one delivery; a duplicate has none."""
+def notify(observer: RunObserver, outcomes: list[Outcome]) -> None:
+    """Pass the outcome of a run to its observer, which has one delivery; a duplicate has none."""
     if not outcomes:
         observer.withdrawn()
         return

@@ -144,7 +144,7 @@ def test_a_process_does_not_take_its_own_deliveries_or_those_in_a_broker(
     publish("filed.mail")
     relay_all()
     own(delivery, OWN)
-    orphans = Orphans(database="default", own=OWN, held=lambda: [delivery.pk], clock=lambda: clock.now)
+    orphans = Orphans(database="default", own=OWN, in_memory=lambda: [delivery.pk], clock=lambda: clock.now)
     assert orphans.run().made_due == 0
     clock.now += FREE_FOR_S
     assert orphans.run().made_due == 0
@@ -156,12 +156,12 @@ def test_an_own_delivery_whose_message_never_came_is_redelivered(
     publish("filed.mail")
     relay_all()
     Delivery.objects.update(owner=OWN)
-    held = set(Delivery.objects.values_list("pk", flat=True))
-    orphans = Orphans(database="default", own=OWN, held=lambda: held, clock=lambda: clock.now)
+    in_memory = set(Delivery.objects.values_list("pk", flat=True))
+    orphans = Orphans(database="default", own=OWN, in_memory=lambda: in_memory, clock=lambda: clock.now)
     for _ in range(2):
         assert orphans.run().made_due == 0
         clock.now += FREE_FOR_S
-    held.remove(delivery.pk)
+    in_memory.remove(delivery.pk)
     # The commit of a claim comes a moment before its messages.
     assert orphans.run().made_due == 0
     clock.now += FREE_FOR_S

@@ -3,7 +3,6 @@
 import logging
 import os
 import re
-import time
 from io import StringIO
 
 import pytest
@@ -14,8 +13,6 @@ import outbox
 from outbox.management.commands import _console
 from outbox.observability.telemetry import batch_dispatched
 from outbox.registry import registry
-from relay.process import run_relays
-from relay.progress import WIDTH, Progress
 from relay.supervision import parent_pipe
 from tests.support.data_flow import clear_broker, flush, publish, states_of
 from tests.testapp.handlers import OTHER_QUEUE, QUEUE
@@ -115,59 +112,17 @@ def test_only_the_given_queues_are_served(clean_broker):
 # ---------------------------------------------------------------- progress
 
 
-def drawn(total: int, *counts: int, clock=time.monotonic) -> str:
-    """Return the output of a progress bar for some batches of deliveries."""
-    terminal = StringIO()
-    progress = Progress(total, terminal, clock=clock)
-    for count in counts:
-        progress.advance(count)
-    progress.finish()
-    return terminal.getvalue()
-
-
-def lines(text: str) -> list[str]:
-    """Return the states of the line, in the order of their drawing."""
-    assert text.endswith("\n")
-    assert text.count("\n") == 1
-    start, *states = text.rstrip("\n").split("\r")
-    assert start == ""
-    return states
-
-
-def test_the_bar_of_an_empty_backlog_is_full():
-    (line,) = lines(drawn(0))
-    assert line.startswith("█" * WIDTH + " 0/0 deliveries, 0/s")
-
-
-def test_the_last_state_is_drawn_without_an_interval():
-    assert "3/3 deliveries" in lines(drawn(3, 1, 1, 1))[-1]
-
-
-def test_a_part_of_the_backlog_fills_a_part_of_the_bar():
-    line = lines(drawn(4, 1))[-1]
-    filled = WIDTH // 4
-    assert line.startswith("█" * filled + "░" * (WIDTH - filled) + " 1/4 ")
-
-
-def test_more_deliveries_than_counted_raise_the_total():
-    line = lines(drawn(2, 5))[-1]
-    assert line.startswith("█" * WIDTH + " 5/5 ")
-
-
-def test_a_shorter_line_overwrites_all_of_a_longer_one():
-    now = iter([0.0, 1.0, 1.0, 1000.0])
-    longer, shorter = lines(drawn(9_000, 5_000, clock=now.__next__))
-    assert "5,000/s" in longer
-    assert "5/s" in shorter
-    assert len(shorter) == len(longer)
+class Terminal(StringIO):
+    def isatty(self) -> bool:
+        return True
 
 
 @pytest.mark.django_db(transaction=True)
 def test_a_drain_on_a_terminal_draws_a_progress_bar(clean_broker):
     publish("test.recorded")
-    terminal = StringIO()
-    run_relays(["default"], progress_to=terminal, drain=True)
-    assert "2/2 deliveries" in lines(terminal.getvalue())[-1]
+    terminal = Terminal()
+    call_command("run_relay", "--drain", stdout=StringIO(), stderr=terminal)
+    assert " 2/2 deliveries" in terminal.getvalue()
 
 
 @pytest.mark.django_db(transaction=True)
@@ -175,16 +130,15 @@ def test_one_of_several_processes_draws_no_progress_bar(clean_broker, monkeypatc
     publish("test.recorded")
     with parent_pipe.ParentPipe() as pipe:
         monkeypatch.setenv(parent_pipe.VARIABLE, str(os.dup(pipe.reader)))
-        terminal = StringIO()
-        terminal.isatty = lambda: True
+        terminal = Terminal()
         call_command("run_relay", "--drain", "--processes=2", stdout=terminal, stderr=terminal)
     assert terminal.getvalue() == ""
 
 
 @pytest.mark.django_db(transaction=True)
 def test_a_relay_without_drain_draws_no_progress_bar(clean_broker):
-    terminal = StringIO()
-    run_relays(["default"], progress_to=terminal, once=True)
+    terminal = Terminal()
+    call_command("run_relay", "--once", stdout=StringIO(), stderr=terminal)
     assert terminal.getvalue() == ""
 
 

@@ -11,7 +11,7 @@ from outbox.models import Delivery
 from outbox.operations.retry import discard_ids, discard_matching, failed_matching
 
 from ._options import add_failed_filters, ask_before, clear_errors, failed_filters, served_database
-from ._progress import ProgressLine
+from ._progress import Progress
 
 
 class Command(BaseCommand):
@@ -41,7 +41,7 @@ class Command(BaseCommand):
             if ids:
                 discarded = discard_ids(database, ids, options["reason"])
             else:
-                with ProgressLine(self.stderr, "deliveries") as progress:
+                with Progress(self.stderr._out, "deliveries") as progress:
                     discarded = discard_matching(database, options["reason"], done=progress.add, **filters)
         self.stdout.write(f"{discarded} failed deliveries were discarded.")
         if ids and (others := len(set(ids)) - discarded):

@@ -12,7 +12,7 @@ from outbox.operations.pruning import count_prunable, prune
 
 from . import _options
 from ._options import add_database, clear_errors, served_database
-from ._progress import ProgressLine
+from ._progress import Progress
 
 
 class Command(BaseCommand):
@@ -41,6 +41,6 @@ class Command(BaseCommand):
             asks = sys.stdin.isatty() and not options["yes"]
             if asks and count_prunable(database, at_most=above) > above:
                 _options.ask(f"more than {above:,} events will be deleted")
-            with ProgressLine(self.stderr, "events") as progress:
+            with Progress(self.stderr._out, "events") as progress:
                 deleted = prune(database, done=progress.add)
         self.stdout.write(f"{deleted} events deleted.")

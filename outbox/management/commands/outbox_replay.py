@@ -15,7 +15,7 @@ from outbox.operations.replay import replay_event, replay_topic
 
 from . import _options
 from ._options import add_database, clear_errors, moment, served_database
-from ._progress import ProgressLine
+from ._progress import Progress
 
 
 class Command(BaseCommand):
@@ -56,7 +56,7 @@ class Command(BaseCommand):
         self._report(self._replay(database, options), dry_run=options["dry_run"])
 
     def _replay(self, database: str, options: dict[str, Any]) -> Counter[str]:
-        with clear_errors(database), ProgressLine(self.stderr, "events") as progress:
+        with clear_errors(database), Progress(self.stderr._out, "events") as progress:
             return _replay(database, options, progress.add)
 
     def _report(self, written: Counter[str], *, dry_run: bool) -> None:

@@ -10,7 +10,7 @@ from django.core.management.base import BaseCommand
 from outbox.operations.retry import Retried, failed_matching, retry_ids, retry_matching, retryable
 
 from ._options import add_failed_filters, ask_before, clear_errors, failed_filters, served_database
-from ._progress import ProgressLine
+from ._progress import Progress
 
 
 class Command(BaseCommand):
@@ -38,7 +38,7 @@ class Command(BaseCommand):
             if ids:
                 self._report(retry_ids(database, ids), len(set(ids)))
                 return
-            with ProgressLine(self.stderr, "deliveries") as progress:
+            with Progress(self.stderr._out, "deliveries") as progress:
                 retried = retry_matching(database, done=progress.add, **filters)
         self.stdout.write(f"{retried} failed deliveries will be resent.")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from django.db import connections
 
 from outbox.durations import LONGEST
 from relay.owner_lock import OwnedElsewhere
-from relay.process import WorkerOf, run_relays
+from relay.process import WorkerOf, count_due, run_relays
 from relay.supervision import parent_pipe
 from relay.supervision.child import own_command
 from relay.supervision.reloader import FileChanges, Reloader, project_files
@@ -23,6 +23,7 @@ from relay.supervision.supervisor import Supervisor
 
 from . import _relay_checks
 from ._console import log_to_console, show_batches
+from ._progress import Progress
 
 LAST_PORT = 65535
 # The threads of a worker process of Dramatiq's command line.
@@ -179,21 +180,24 @@ class Command(BaseCommand):
         worker: WorkerOf | None,
         descriptor: int | None = None,
     ) -> None:
-        is_supervised = descriptor is not None
+        # The progress bars of several processes would overwrite each other.
+        has_bar = options["drain"] and descriptor is None and self.stderr.isatty()
+        total = count_due(databases, options["queues"]) if has_bar else 0
+        bar = Progress(self.stderr._out, "deliveries", total=total) if has_bar else None
         try:
-            run_relays(
-                databases,
-                # The progress bars of several processes would overwrite each other.
-                progress_to=self.stderr._out if not is_supervised and self.stderr.isatty() else None,
-                parent_pipe=descriptor,
-                batch_size=options["batch_size"],
-                poll_interval=options["poll_interval"],
-                queues=tuple(options["queues"]),
-                listen=not options["no_listen"],
-                once=options["once"],
-                drain=options["drain"],
-                probe_file=options["probe_file"],
-                worker=worker,
-            )
+            with bar or nullcontext():
+                run_relays(
+                    databases,
+                    progress=bar.add if bar else None,
+                    parent_pipe=descriptor,
+                    batch_size=options["batch_size"],
+                    poll_interval=options["poll_interval"],
+                    queues=tuple(options["queues"]),
+                    listen=not options["no_listen"],
+                    once=options["once"],
+                    drain=options["drain"],
+                    probe_file=options["probe_file"],
+                    worker=worker,
+                )
         except OwnedElsewhere as problem:
             raise CommandError(f"{problem}; run one process only, or use PostgreSQL") from problem
