@@ -15,6 +15,9 @@ from .relay_options import RelayOptions
 # How long a wait lasts before the relay can see that it is to stop, or maintain.
 SLICE_S = 0.1
 SLICES_PER_SECOND = 10
+# The slices for which a relay that starts, or has lost its database, waits for its lock before it reports an
+# outage.
+LOCK_SLICES = 50
 
 UNLIMITED = sys.maxsize
 
@@ -29,6 +32,7 @@ class Capacity:
         self._drain = options.drain
         self._was_idle = True
         self._slices = 0
+        self._unlocked_slices = 0
 
     def wait(self) -> int:
         """Wait until deliveries may be claimed; return how many, 0 after a slice of time.
@@ -38,11 +42,16 @@ class Capacity:
         """
         if self._worker is None or self._owner is None:
             return UNLIMITED
-        self._was_idle = not (self._worker.broker.deliveries() or confirmations.unwritten())
+        self._was_idle = not self._worker.in_memory()
         room = self._worker.broker.wait_for_room(SLICE_S)
+        if not self._owner.wait(SLICE_S):
+            room = 0
+            self._unlocked_slices += 1
+            if self._unlocked_slices >= LOCK_SLICES:
+                raise BrokerUnavailable("this process does not hold the lock of its deliveries")
+        else:
+            self._unlocked_slices = 0
         self._slices = 0 if room else self._slices + 1
-        if room and not self._owner.is_held():
-            raise BrokerUnavailable("this process does not hold the lock of its deliveries")
         return room
 
     @property
@@ -60,7 +69,7 @@ class Capacity:
     def was_used(self) -> bool:
         """Return whether a drain has to check again, and wait for running deliveries before.
 
-        What they publish, and the next deliveries of their ordering keys, are due when they have run.
+        The events that they publish, and the next deliveries of their ordering keys, are due after them.
         """
         if self._worker is None or not self._drain or self._was_idle:
             return False

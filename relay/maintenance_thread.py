@@ -14,6 +14,7 @@ from outbox.own_connection import own_connection
 
 from .backoff import Backoff
 from .maintenance_task import MaintenanceTask
+from .outage_log import OutageLog
 from .stopping import start_without_signals
 
 logger = logging.getLogger(__name__)
@@ -61,8 +62,13 @@ class MaintenanceThread:
         # Written by the thread and read by the relay's loop, each in one step.
         self._running: tuple[str, float] | None = None
         self._failing: dict[str, tuple[float, str]] = {}
-        self._logged = ""
-        self._logged_at = 0.0
+        self._outage = OutageLog(
+            logger,
+            database,
+            complaint="maintenance of database %r waits: %s",
+            recovery="maintenance of database %r runs again after %.1f s",
+            clock=clock,
+        )
 
     def ensure_running(self) -> None:
         """Start the thread, or start it again if it has died."""
@@ -122,16 +128,9 @@ class MaintenanceThread:
             return
         if self._failing.pop(task.name, None) is not None and not self._failing:
             self._backoff.reset()
-            self._note_recovery()
+            self._outage.note_success()
         if made_due:
             self._made_due()
-
-    def _note_recovery(self) -> None:
-        if self._logged:
-            away_s, self._logged = self._clock() - self._logged_at, ""
-            text = "maintenance of database %r runs again after %.1f s"
-            extra = {"database": self._database, "duration_s": away_s}
-            logger.warning(text, self._database, away_s, extra=extra)
 
     def _note_failure(self, task: MaintenanceTask, error: Exception) -> None:
         connections[self._database].close()
@@ -140,13 +139,4 @@ class MaintenanceThread:
         self._failing[task.name] = (since, text)
         task.retry_in(self._backoff.next_s())
         # An outage makes every task fail, for the same reason.
-        if text != self._logged:
-            self._logged_at = self._logged_at if self._logged else self._clock()
-            self._logged = text
-            logger.warning(
-                "maintenance of database %r waits: %s: %s",
-                self._database,
-                task.name,
-                text,
-                exc_info=not is_outage(error),
-            )
+        self._outage.note_failure(text, shown=f"{task.name}: {text}", exc_info=not is_outage(error))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import threading
-import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
@@ -21,6 +20,7 @@ from outbox.conf import get_settings
 from outbox.host_folder import name_of, own_folder
 from outbox.own_connection import own_copy
 
+from .outage_log import OutageLog
 from .stopping import Stop, start_without_signals
 
 try:
@@ -39,8 +39,6 @@ CONNECT_TIMEOUT_S = 2
 RETRY_S = 0.25
 # A server that has vanished without a word is noticed after this time.
 KEEPALIVE_S = 10.0
-# How long a relay that starts, or has lost its database, waits for its lock before it reports an outage.
-HOLD_TIMEOUT_S = 5.0
 # How long the end of a process waits for the server. The server releases the lock of a process that is gone.
 RELEASE_TIMEOUT_S = 2.0
 
@@ -75,9 +73,9 @@ class OwnerLock:
         if self._holder is not None:
             self._holder.release()
 
-    def is_held(self) -> bool:
-        """Return whether the lock is held; wait for it for some seconds."""
-        return self._holder is not None and self._holder.wait(HOLD_TIMEOUT_S)
+    def wait(self, timeout_s: float) -> bool:
+        """Wait until the lock is held; return whether it is."""
+        return self._holder is not None and self._holder.wait(timeout_s)
 
 
 def number_of(process_id: Any) -> int:
@@ -129,8 +127,12 @@ class _SessionLock:
         self._number = number
         self._held = threading.Event()
         self._closing = Stop()
-        self._reported = ""
-        self._lost_at = 0.0
+        self._outage = OutageLog(
+            logger,
+            database,
+            complaint="lost the lock of this process in database %r: %s",
+            recovery="has the lock of this process in database %r again after %.1f s",
+        )
         self._thread = threading.Thread(target=self._run, name=f"outbox-owner-{database}", daemon=True)
         start_without_signals(self._thread)
 
@@ -151,7 +153,7 @@ class _SessionLock:
             try:
                 self._hold(wrapper)
             except Exception as error:  # no error may end the thread: the relay would never claim again
-                self._report(str(error).strip())
+                self._outage.note_failure(str(error).strip())
             finally:
                 self._held.clear()
                 with suppress(Error):
@@ -172,7 +174,7 @@ class _SessionLock:
         if pid != wrapper.connection.info.backend_pid:
             _execute(wrapper, "SELECT pg_advisory_unlock_all()")
             raise OSError("a connection pooler shares the sessions of the server; use a direct connection")
-        self._note_recovery()
+        self._outage.note_success()
         self._held.set()
         while not self._closing.requested:
             # A lost session makes the descriptor readable, and the statement raises.
@@ -180,21 +182,6 @@ class _SessionLock:
             _execute(wrapper, "SELECT 1")
         # The server would notice the end of the session a moment later.
         _execute(wrapper, "SELECT pg_advisory_unlock(%s)", [self._number])
-
-    def _note_recovery(self) -> None:
-        if self._reported:
-            away_s, self._reported = time.monotonic() - self._lost_at, ""
-            extra = {"database": self._database, "duration_s": away_s}
-            text = "has the lock of this process in database %r again after %.1f s"
-            logger.warning(text, self._database, away_s, extra=extra)
-
-    def _report(self, error: str) -> None:
-        if not self._reported:
-            self._lost_at = time.monotonic()
-            self._reported = error
-            extra = {"database": self._database, "error": error}
-            text = "lost the lock of this process in database %r: %s"
-            logger.warning(text, self._database, error, extra=extra)
 
 
 def _execute(wrapper: Any, statement: str, parameters: list[Any] | None = None) -> None:

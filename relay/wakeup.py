@@ -17,6 +17,7 @@ from outbox.publishing.notify import LATE, URGENT
 
 from .deadlines import within
 from .listening import RETRY_S, NotListening, listen
+from .outage_log import OutageLog
 from .stopping import Stop
 from .waker import Waker
 
@@ -64,8 +65,13 @@ class Wakeup:
         self._clock = clock
         self._wrapper: Any = None
         self._connect_at = 0.0
-        self._reported = ""
-        self._reported_at = 0.0
+        self._outage = OutageLog(
+            logger,
+            database,
+            complaint="not listening to database %r, polling only: %s",
+            recovery="listening to database %r again after %.1f s",
+            clock=clock,
+        )
         self._poll_s = poll_s
 
     def describe(self) -> str:
@@ -78,8 +84,8 @@ class Wakeup:
 
     def problems(self) -> list[dict[str, Any]]:
         """Return the problem that the relay polls although it is to listen, with the reason, if it has it."""
-        polls = self._wrapper is None and self._reported
-        return [{"kind": "relay_polls", "cause": self._reported}] if polls else []
+        polls = self._wrapper is None and self._outage.cause
+        return [{"kind": "relay_polls", "cause": self._outage.cause}] if polls else []
 
     def wait(self, timeout_s: float, *, coalesce_until: float = 0.0) -> bool:
         """Wait for a notification, a stop, or the timeout; return whether to check for due deliveries now.
@@ -151,25 +157,10 @@ class Wakeup:
             wait_s = max(wait_s, (self._clock() - started) / CONNECT_SHARE)
         else:
             self._wrapper = wrapper
-            self._note_recovery()
+            self._outage.note_success()
         self._connect_at = started + wait_s
         return self._wrapper is not None
 
     def _disconnect(self, error: Exception) -> None:
-        if str(error) != self._reported:
-            self._reported_at = self._reported_at if self._reported else self._clock()
-            self._reported = str(error)
-            logger.warning(
-                "not listening to database %r, polling only: %s",
-                self._database,
-                error,
-                extra={"database": self._database, "error": self._reported},
-            )
+        self._outage.note_failure(str(error))
         self.close()
-
-    def _note_recovery(self) -> None:
-        if self._reported:
-            away_s, self._reported = self._clock() - self._reported_at, ""
-            fields = {"database": self._database, "duration_s": away_s}
-            text = "listening to database %r again after %.1f s"
-            logger.warning(text, self._database, away_s, extra=fields)

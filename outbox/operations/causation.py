@@ -1,4 +1,4 @@
-"""What caused an event, and what the event caused: a tree of events with their deliveries."""
+"""The causes and the effects of an event: a tree of events with their deliveries."""
 
 from __future__ import annotations
 

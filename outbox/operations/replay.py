@@ -63,6 +63,7 @@ def replay_topic(
     until: datetime | None = None,
     handler: str | None = None,
     dry_run: bool = False,
+    at_most: int | None = None,
     done: Done = ignore,
 ) -> Counter[str]:
     """Write new deliveries of the events of a topic, in chunks of one transaction each.
@@ -74,6 +75,7 @@ def replay_topic(
         until: the end of the span, exclusive; now if not given.
         handler: the name of the only handler to deliver to; all subscribed handlers if not given.
         dry_run: count the deliveries and write nothing.
+        at_most: end after the chunk with which more deliveries than this are counted.
         done: called with the number of events that were read in each chunk.
 
     Returns:
@@ -95,6 +97,8 @@ def replay_topic(
         events = [event for event in map(OldEvent._make, rows) if matches(event.topic)]
         written += replay_events(database, events, only, dry_run=dry_run)
         done(len(rows))
+        if at_most is not None and written.total() > at_most:
+            break
     return written
 
 

@@ -161,6 +161,8 @@ def test_the_quickstart_works_in_one_process(
     project.paste(quickstart.files, quickstart.settings)
     project.manage("migrate")
     with project.start("run_relay", "--with-worker") as process:
+        # The project has configured no logging.
+        process.wait_for_line("INFO relay started for default: version ")
         see_the_lines(quickstart, project, process)
 
 

@@ -15,6 +15,7 @@ from example.services import EmbeddedPostgres
 from outbox.models import Delivery, Event, ProcessHeartbeat
 from tests.support.data_flow import publish
 from tests.support.processes import Process, wait_until
+from tests.testapp.jobs import add_in_order
 from tests.testapp.models import Effect
 
 from .folder import Folder
@@ -101,14 +102,18 @@ def test_a_stop_ends_running_handlers_and_returns_the_others(
     assert_ran_once(folder, events)
 
 
-def test_a_drain_runs_retries_that_are_due_and_the_events_of_its_handlers(
+def test_a_drain_waits_for_handlers_and_for_the_next_deliveries_of_their_keys(
     embedded_env: dict[str, str], folder: Folder
 ) -> None:
     events = publish_filed(50)
+    for number in range(6):
+        add_in_order.enqueue("key", number)
     with one_process(embedded_env, "--drain") as process:
         assert process.wait(60) == 0
-    assert states() == {"succeeded": 50}
+    assert states() == {"succeeded": 56}
     assert_ran_once(folder, events)
+    in_order = Effect.objects.filter(handler="add_in_order").order_by("pk")
+    assert [effect.detail["number"] for effect in in_order] == [*range(6)]
 
 
 def test_a_time_limit_interrupts_a_handler(embedded_env: dict[str, str]) -> None:

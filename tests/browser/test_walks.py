@@ -202,7 +202,7 @@ def test_old_events_are_replayed_to_a_new_handler(open_site: OpenSite, browser: 
     browser.click("Replay…")
     browser.find("#id_topic").send_keys("test.*")
     browser.run("document.querySelector('#id_handler').value = 'record'")
-    browser.click("Show what would be replayed")
+    browser.click("Preview")
     browser.wait_for("3 events match, and 3 deliveries will be written.", "#outbox-preview")
     browser.click("Replay")
     browser.wait_for("A relay runs the job within seconds.")

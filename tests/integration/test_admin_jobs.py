@@ -186,7 +186,7 @@ def filters(**changed: Any) -> dict[str, str]:
 def test_the_form_of_a_replay_offers_every_handler(admin_client: Client) -> None:
     text = text_of(admin_client.get(REPLAY))
     assert '<option value="record">record</option>' in text
-    assert "What will happen" not in text
+    assert "<h2>Preview</h2>" not in text
     assert f'href="{REPLAY}"' in text_of(admin_client.get(EVENTS))
 
 

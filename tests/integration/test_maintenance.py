@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -176,3 +177,22 @@ def test_pruning_continues_until_no_event_is_past_its_retention(monkeypatch: pyt
         maintenance.run_due_tasks()
         deleted.append(before - Event.objects.count())
     assert deleted == [PRUNE_CHUNKS_AT_ONCE] * 3
+
+
+# ---------------------------------------------------------------- the line of a busy minute
+
+
+def test_a_relay_logs_a_busy_minute_and_no_idle_one(caplog: pytest.LogCaptureFixture) -> None:
+    now = 0.0
+    caplog.set_level(logging.INFO, "relay")
+    maintenance = Maintenance(database="default", clock=lambda: now)
+    maintenance.note_dispatched(5, 0.01)
+    maintenance.run_due_tasks()
+    assert "dispatched 5 deliveries" not in caplog.text
+    now = 61.0
+    maintenance.run_due_tasks()
+    now = 122.0
+    maintenance.run_due_tasks()
+    lines = [text for text in caplog.messages if text.startswith("dispatched ")]
+    assert len(lines) == 1
+    assert lines[0].startswith("dispatched 5 deliveries of database 'default' in 1 batches within 1.02 min")

@@ -50,9 +50,10 @@ class Command(BaseCommand):
             raise CommandError("--since and --until go with --topic")
         database = served_database(options["database"])
         if options["topic"] and not (options["dry_run"] or options["yes"]):
-            count = self._replay(database, {**options, "dry_run": True}).total()
-            if count > _options.ASK_ABOVE:
-                _options.ask(f"{count:,} deliveries will be written")
+            above = _options.ASK_ABOVE
+            counted = self._replay(database, {**options, "dry_run": True, "at_most": above})
+            if counted.total() > above:
+                _options.ask(f"more than {above:,} deliveries will be written")
         self._report(self._replay(database, options), dry_run=options["dry_run"])
 
     def _replay(self, database: str, options: dict[str, Any]) -> Counter[str]:
@@ -70,7 +71,8 @@ def _replay(database: str, options: dict[str, Any], done: Done) -> Counter[str]:
     handler, dry_run = options["handler"], options["dry_run"]
     if options["topic"]:
         span = {"since": options["since"], "until": options["until"]}
-        return replay_topic(database, options["topic"], **span, handler=handler, dry_run=dry_run, done=done)
+        limits = {"dry_run": dry_run, "at_most": options.get("at_most")}
+        return replay_topic(database, options["topic"], **span, **limits, handler=handler, done=done)
     try:
         return replay_event(database, options["event"], handler=handler, dry_run=dry_run)
     except Event.DoesNotExist as error:
